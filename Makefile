@@ -1,0 +1,72 @@
+# Everything this project does, one verb each; `make help` lists them. Each sets up what it needs, inside the checkout.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# A Python 3.11 or 3.12; PYTHON=… chooses another.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# uv's cache stays in the checkout too: its files are hard links to those in .venv, so they take no room twice.
+export UV_CACHE_DIR := $(CURDIR)/.cache/uv
+export UV_LINK_MODE := hardlink
+unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
+
+DEMO_RUN := runs/digits
+DEMO_STATE := .imgcls/demo
+TESTS ?=
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.ready ## make the locked environment in .venv (the other verbs do it by themselves)
+
+# uv comes from pip, with the version and the hashes of the lock; all else comes through uv.
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v in {(3, 11), (3, 12)} else f"error: $(PYTHON) is Python {v[0]}.{v[1]}; expected 3.11 or 3.12; give one with make PYTHON=…")'
+	@echo "setting up $(VENV) from requirements.lock (once; about 6 GB, most of it torch's CUDA libraries)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@sed -n '/^uv==/,/^ *# via/p' requirements.lock > $(VENV)/uv.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --require-hashes -r $(VENV)/uv.lock
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: $(VENV)/.ready ## resolve pyproject.toml anew into requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --python-version 3.11 --no-header --upgrade --output-file requirements.lock
+
+demo: $(VENV)/.ready ## train, evaluate, pack, serve and ask: the whole road on handwritten digits
+	@BIN=$(BIN) RUN=$(DEMO_RUN) STATE=$(DEMO_STATE) ./recipes/demo.sh
+
+serve: $(VENV)/.ready ## serve model_store/imgcls.mar until Ctrl-C (the demo's model is made where there is none)
+	@test -f model_store/imgcls.mar || BIN=$(BIN) RUN=$(DEMO_RUN) STATE=$(DEMO_STATE) ./recipes/demo.sh --build-only
+	@exec $(BIN)/imgcls serve --foreground
+
+cifar10: $(VENV)/.ready ## the CIFAR-10 recipe: train, build, serve, compare 2,000 answers (CIFAR10=path of the images)
+	@BIN=$(BIN) ./recipes/cifar10.sh $(CIFAR10)
+
+test: $(VENV)/.ready ## unit tests and tests against a real TorchServe (TESTS=… chooses)
+	@$(BIN)/python -m pytest $(or $(TESTS),tests/unit tests/server)
+
+test-slow: $(VENV)/.ready ## the tests that take minutes
+	@$(BIN)/python -m pytest $(or $(TESTS),tests/slow)
+
+lint: $(VENV)/.ready ## formatting, lint, types, arrows between packages, shell
+	@$(BIN)/ruff format --check --quiet . || { echo "error: run make format"; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-timings 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/shellcheck build_mar.sh recipes/*.sh .ci/run docker/*.sh
+
+format: $(VENV)/.ready ## format the code
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+bench: $(VENV)/.ready ## measure what serving costs, as ratios in one run
+	@$(BIN)/python -m bench
+
+clean: ## remove what was built and trained, not the environment
+	rm -rf runs model_store/*.mar .imgcls .mypy_cache .ruff_cache .pytest_cache .import_linter_cache logs
+
+.PHONY: help setup lock demo serve cifar10 test test-slow lint format bench clean

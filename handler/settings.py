@@ -1,0 +1,64 @@
+"""The `handler:` section of model-config.yaml, and how many threads a worker takes.
+
+    handler:
+      threads: auto        # torch threads of one worker; auto: cores over workers
+      top_k: 5             # classes in an answer, unless the request says otherwise
+      max_pixels: 50000000 # width times height of the largest image that is decoded
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.errors import SpecError, describe_validation_error
+from model.images import MAX_PIXELS
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class HandlerSettings(BaseModel):
+    """Settings of the handler; an unknown key is an error, because TorchServe would ignore it silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    threads: Positive | Literal["auto"] = "auto"
+    top_k: Positive = 5
+    max_pixels: Positive = MAX_PIXELS
+
+
+def read_settings(model_config: Mapping[str, Any]) -> HandlerSettings:
+    """Reads the `handler:` section of a parsed model-config.yaml.
+
+    Raises:
+        SpecError: a key is unknown or a value out of range.
+    """
+    section = model_config.get("handler") or {}
+    try:
+        return HandlerSettings.model_validate(section)
+    except ValidationError as err:
+        raise SpecError(describe_validation_error(err, where="model-config.yaml, handler")) from err
+
+
+def count_threads(settings: HandlerSettings, model_config: Mapping[str, Any], *, cores: int | None = None) -> int:
+    """Returns how many threads one worker gets, so that all workers together do not oversubscribe the cores.
+
+    Without `minWorkers` in model-config.yaml TorchServe starts one worker a core, so one thread each is right.
+    """
+    if settings.threads != "auto":
+        return settings.threads
+    cores = cores or count_cores()
+    workers = int(model_config.get("minWorkers") or cores)
+    return max(1, cores // workers)
+
+
+def count_cores(*, cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Returns the cores this process may use: its affinity, held to the container's CPU limit (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = cpu_max.read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return cores

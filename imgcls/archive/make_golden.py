@@ -1,0 +1,56 @@
+"""Makes an archive's golden inputs: images of the run, answered by the classifier that is being packed."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from model.classifier import Classifier
+from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, GoldenItem
+from model.labels import read_labels
+from model.preprocess import pixels_from_bytes
+from model.spec import ModelSpec
+
+
+def write_golden(run: Path, folder: Path) -> None:
+    """Writes golden/ into a staged archive.
+
+    The inputs are the images that training left in the run's golden/ folder; a run without them (weights from
+    elsewhere) gets one made image. The answers are those of the staged weights, on the CPU.
+    """
+    golden = folder / GOLDEN_FOLDER
+    golden.mkdir()
+    classifier = Classifier.load(folder)
+    labels = read_labels(folder / "index_to_name.json", count=len(classifier.spec.classes))
+    for file in _inputs(run):
+        shutil.copyfile(file, golden / file.name)
+    if not any(golden.iterdir()):
+        (golden / "made.png").write_bytes(make_image(classifier.spec))
+    items = [answer(classifier, file, labels=labels) for file in sorted(golden.iterdir())]
+    text = json.dumps([item.model_dump() for item in items], indent=1, ensure_ascii=False)
+    (golden / EXPECTED_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def answer(classifier: Classifier, file: Path, *, labels: tuple[str, ...]) -> GoldenItem:
+    """Classifies one image file."""
+    pixels = pixels_from_bytes(file.read_bytes(), classifier.spec)
+    row = classifier.probabilities(pixels[None])[0]
+    best = int(row.argmax())
+    return GoldenItem(file=file.name, index=best, label=labels[best], probability=float(row[best]))
+
+
+def make_image(spec: ModelSpec) -> bytes:
+    """Returns a PNG of seeded noise, with the spec's channels, twice as large as its input."""
+    side = 2 * spec.size
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, spec.channels), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise.squeeze()).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _inputs(run: Path) -> list[Path]:
+    folder = run / GOLDEN_FOLDER
+    return sorted(file for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []

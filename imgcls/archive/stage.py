@@ -1,0 +1,93 @@
+"""Lays out an archive's tree from a run directory: what will be in the .mar, before it is packed.
+
+    MAR-INF/MANIFEST.json   written by torch-model-archiver when it packs
+    model-config.yaml       TorchServe's keys and our `handler:` section
+    spec.yaml  weights.safetensors  index_to_name.json  metrics.json  train_config.yaml
+    model/  handler/        the code, under the names it has in the repository
+    golden/                 inputs with their expected answers
+    MODEL_CARD.md
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import handler
+import model
+from imgcls.archive.card import write_card
+from imgcls.archive.make_golden import write_golden
+from imgcls.errors import ArchiveError
+from model.classifier import SPEC_FILE, WEIGHTS_FILE
+from model.spec import read_spec
+
+LABELS_FILE = "index_to_name.json"
+CONFIG_FILE = "model-config.yaml"
+REQUIRED = (WEIGHTS_FILE, SPEC_FILE, LABELS_FILE)
+OPTIONAL = ("metrics.json", "train_config.yaml")
+TRAVELLING = (model, handler)
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """What model-config.yaml tells TorchServe; None leaves TorchServe's default."""
+
+    workers: int | None = None  # TorchServe's default: one a core, or one a GPU
+    batch_size: int = 8
+    max_batch_delay_ms: int = 2  # TorchServe waits this long for a batch to fill, a lone request too
+    response_timeout_s: int = 60
+    startup_timeout_s: int = 120
+    max_retry_timeout_s: int = 30  # how long a crashing worker is started again; TorchServe's 300 hides it for minutes
+
+
+def stage_archive(run: Path, folder: Path, *, name: str, version: str, options: ServingOptions) -> None:
+    """Fills an empty folder with everything of the archive but its manifest.
+
+    Raises:
+        ArchiveError: the run directory is missing or incomplete.
+        ModelError: its spec or weights cannot be used.
+    """
+    refuse_incomplete(run)
+    for file in (*REQUIRED, *OPTIONAL):
+        if (run / file).is_file():
+            shutil.copyfile(run / file, folder / file)
+    for package in TRAVELLING:
+        copy_package(Path(str(package.__file__)).parent, folder / package.__name__)
+    (folder / CONFIG_FILE).write_text(dump_model_config(options), encoding="utf-8")
+    write_golden(run, folder)
+    write_card(folder, name=name, version=version)
+
+
+def refuse_incomplete(run: Path) -> None:
+    """Raises ArchiveError when a run directory lacks what an archive needs."""
+    if not run.is_dir():
+        raise ArchiveError(f"{run}: there is no such run directory; make one with python train.py --out {run}")
+    missing = [file for file in REQUIRED if not (run / file).is_file()]
+    if missing:
+        raise ArchiveError(f"{run}: is not a complete run, {', '.join(missing)} is not in it; train it with train.py")
+    read_spec(run / SPEC_FILE)
+
+
+def copy_package(source: Path, target: Path) -> None:
+    """Copies a package's Python files, and nothing that an editor or an interpreter left beside them."""
+    for file in sorted(source.rglob("*.py")):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def dump_model_config(options: ServingOptions) -> str:
+    """Returns the text of model-config.yaml."""
+    config: dict[str, Any] = {
+        "batchSize": options.batch_size,
+        "maxBatchDelay": options.max_batch_delay_ms,
+        "responseTimeout": options.response_timeout_s,
+        "startupTimeout": options.startup_timeout_s,
+        "maxRetryTimeoutInSec": options.max_retry_timeout_s,
+        "handler": {"threads": "auto", "top_k": 5},
+    }
+    if options.workers is not None:
+        config = {"minWorkers": options.workers, "maxWorkers": options.workers} | config
+    return yaml.safe_dump(config, sort_keys=False)

@@ -1,0 +1,72 @@
+"""The nouns of this room: a labelled image, a split, a file that cannot be used, and a source."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from PIL.Image import Image
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image.
+
+    Attributes:
+        name: its path inside the source, or such as "digits/0017"; what a report names.
+        label: index into the classes of its ImageSet.
+        read: returns the encoded file; raises OSError where it cannot be read. Can be pickled.
+    """
+
+    name: str
+    label: int
+    read: Callable[[], bytes]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split: "train", "val" or "test"."""
+
+    name: str
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+
+    def __len__(self) -> int:
+        """Returns the number of samples."""
+        return len(self.samples)
+
+    def count_classes(self) -> dict[str, int]:
+        """Returns the number of samples of each class, zeros included, in the order of the classes."""
+        counts = dict.fromkeys(self.classes, 0)
+        for sample in self.samples:
+            counts[self.classes[sample.label]] += 1
+        return counts
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that cannot be used, and why: corrupt, empty, unlabelled, of an unknown class, and so on."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """What a source string stands for.
+
+    Attributes:
+        text: the string as the user wrote it.
+        classes: sorted; the same for every split.
+        splits: one to three of train, val and test, in this order.
+        problems: what was found while listing; nothing has been decoded yet.
+        perturb: changes a decoded image, from the string's `noise=…` and the like; the int is a seed for each sample.
+        chosen: the split that an evaluation reads, from the string's `split=…`.
+    """
+
+    text: str
+    classes: tuple[str, ...]
+    splits: dict[str, ImageSet]
+    problems: tuple[Problem, ...]
+    perturb: Callable[[Image, int], Image] | None
+    chosen: str = "test"

@@ -1,0 +1,106 @@
+"""Source strings: what `--data` and `--test` accept, and how each kind is opened.
+
+    digits                      scikit-learn's handwritten digits; needs no network
+    torchvision:CIFAR10         downloaded to data/torchvision where it is missing
+    FOLDER  FILE.zip            class folders, or train, val and test folders of them
+    FILE.csv  FILE.jsonl        rows with path, label and optionally split; paths are relative to the file
+
+Any of them may end in `,key=value` parts: `split=val` chooses what an evaluation reads, the others perturb its images
+(imgcls.data.perturb).
+"""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from imgcls.data.builtin import list_digits, list_torchvision
+from imgcls.data.folders import list_folder, list_zip
+from imgcls.data.images import DataSource
+from imgcls.data.listing import SPLIT_NAMES, Entry, Listing
+from imgcls.data.perturb import parse_perturbation
+from imgcls.data.splits import SplitRule, number_classes, split_entries
+from imgcls.data.tables import list_table
+from imgcls.errors import DataError, UsageError
+
+ACCEPTED = "digits, torchvision:NAME, a folder, a .zip, a .csv or a .jsonl"
+_SETTING = re.compile(r"(?P<rest>.*),(?P<key>\w+)=(?P<value>[^,]*)", re.DOTALL)
+
+
+def open_source(
+    text: str,
+    *,
+    seed: int = 0,
+    val_fraction: float = 0.15,
+    test_fraction: float = 0.15,
+    download: bool = True,
+) -> DataSource:
+    """Lists a source and makes its splits; decodes nothing.
+
+    Args:
+        text: a source string, as in the module's docstring.
+        seed: of the splits that are drawn; the same seed and fractions draw the same splits.
+        val_fraction: of the images that the source has for training.
+        test_fraction: likewise, where the source has no splits.
+        download: whether torchvision may download.
+
+    Raises:
+        UsageError: the text is no source, a `key=value` part is not accepted, or the fractions leave nothing.
+        DataError: the source cannot be read, holds no usable images, or only one class.
+    """
+    rule = SplitRule(seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    base, settings = _parse_settings(text)
+    chosen = _parse_split(settings.pop("split", "test"))
+    perturb = parse_perturbation(settings)
+    try:
+        listing = _list_base(base, download=download)
+    except OSError as err:
+        raise DataError(f"{base}: cannot be listed: {err}; check its permissions") from err
+    try:
+        listing = replace(listing, entries=tuple(split_entries(_require_images(listing), rule=rule)))
+        classes, splits, unknown = number_classes(listing)
+        if len(classes) < 2 and "train" in splits:
+            raise DataError(f"only one class, {classes[0]!r}; expected two or more class folders or labels")
+    except DataError as err:
+        raise DataError(f"{base}: {err}") from err
+    return DataSource(text, classes, splits, (*listing.problems, *unknown), perturb, chosen)
+
+
+def _parse_settings(text: str) -> tuple[str, dict[str, str]]:
+    """Cuts the trailing `,key=value` parts off; a path that exists as it stands is left whole."""
+    settings: dict[str, str] = {}
+    while (match := _SETTING.fullmatch(text)) and not Path(text).exists():
+        if match["key"] in settings:
+            raise UsageError(f"{match['key']} is given twice; expected each key once")
+        settings[match["key"]] = match["value"]
+        text = match["rest"]
+    return text, settings
+
+
+def _parse_split(text: str) -> str:
+    if text not in SPLIT_NAMES:
+        raise UsageError(f"split is {text!r}; expected train, val or test")
+    return SPLIT_NAMES[text]
+
+
+def _list_base(base: str, *, download: bool) -> Listing:
+    if base == "digits":
+        return list_digits()
+    if base.startswith("torchvision:"):
+        return list_torchvision(base.removeprefix("torchvision:"), download=download)
+    path = Path(base)
+    if path.is_dir():
+        return list_folder(path)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        return list_zip(path)
+    if path.is_file() and path.suffix.lower() in (".csv", ".jsonl"):
+        return list_table(path)
+    what = f"a file of kind {path.suffix or '(none)'}" if path.exists() else "no such file, folder or name"
+    raise UsageError(f"{base!r} is {what}; accepted as data are {ACCEPTED}")
+
+
+def _require_images(listing: Listing) -> tuple[Entry, ...]:
+    if listing.entries:
+        return listing.entries
+    first = listing.problems[0] if listing.problems else None
+    more = f" ({len(listing.problems)} refused, first {first.name}: {first.reason})" if first else ""
+    raise DataError(f"no labelled images{more}; put images in one folder a class, such as cats/1.jpg and dogs/2.jpg")

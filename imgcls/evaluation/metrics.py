@@ -1,0 +1,108 @@
+"""From labels and probabilities to numbers; pure, and all of them scikit-learn's."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    precision_recall_fscore_support,
+)
+
+from model.errors import NumericError
+
+
+class ClassMetrics(BaseModel):
+    """The numbers of one class; `support` is how many images of it the test set has."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+class TestMetrics(BaseModel):
+    """The numbers of one test set; all but `loss` lie in 0..1, and are 0 where they are not defined.
+
+    `loss` is the mean cross-entropy, in nats. Macro averages weigh alike every class that the test set has, weighted
+    ones by the number of its images. `confusion` has a row for each true and a column for each predicted class, in the
+    order of `per_class`, which is the order of the run's classes.
+    """
+
+    __test__: ClassVar[bool] = False  # pytest would collect a class of this name
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    samples: int
+    accuracy: float
+    loss: float
+    precision_macro: float
+    recall_macro: float
+    f1_macro: float
+    precision_weighted: float
+    recall_weighted: float
+    f1_weighted: float
+    per_class: dict[str, ClassMetrics]
+    confusion: list[list[int]]
+
+
+def compute_metrics(
+    labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32], *, classes: Sequence[str]
+) -> TestMetrics:
+    """Computes the numbers of one test set.
+
+    Args:
+        labels: (N,), the index of each true class.
+        probabilities: (N, classes); each row sums to 1.
+        classes: the names.
+
+    Raises:
+        NumericError: a probability is NaN or infinite.
+    """
+    _require_finite(probabilities)
+    predicted = probabilities.argmax(axis=1)
+    every = range(len(classes))
+    return TestMetrics(
+        samples=len(labels),
+        accuracy=float(accuracy_score(labels, predicted)),
+        loss=float(log_loss(labels, _normalise(probabilities), labels=every)),
+        **_average(labels, predicted, how="macro"),
+        **_average(labels, predicted, how="weighted"),
+        per_class=_measure_classes(labels, predicted, classes=classes),
+        confusion=confusion_matrix(labels, predicted, labels=every).tolist(),
+    )
+
+
+def _require_finite(probabilities: npt.NDArray[np.float32]) -> None:
+    broken = int((~np.isfinite(probabilities).all(axis=1)).sum())
+    if broken:
+        raise NumericError(f"{broken} of {len(probabilities)} answers are NaN or infinite; train again, more gently")
+
+
+def _normalise(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    exact = probabilities.astype(np.float64)  # log_loss warns of rows that sum to 1 only within float32
+    normalised: npt.NDArray[np.float64] = exact / exact.sum(axis=1, keepdims=True)
+    return normalised
+
+
+def _average(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], *, how: str) -> dict[str, float]:
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, predicted, labels=np.unique(labels), average=how, zero_division=0
+    )
+    return {f"precision_{how}": float(precision), f"recall_{how}": float(recall), f"f1_{how}": float(f1)}
+
+
+def _measure_classes(
+    labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], *, classes: Sequence[str]
+) -> dict[str, ClassMetrics]:
+    columns = precision_recall_fscore_support(labels, predicted, labels=range(len(classes)), zero_division=0)
+    return {
+        name: ClassMetrics(precision=float(precision), recall=float(recall), f1=float(f1), support=int(support))
+        for name, precision, recall, f1, support in zip(classes, *columns, strict=True)
+    }

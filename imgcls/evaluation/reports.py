@@ -1,0 +1,65 @@
+"""metrics.json: the numbers of every test set of a run, kept from call to call as long as the weights are the same."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from imgcls.errors import RunError
+from imgcls.evaluation.metrics import TestMetrics
+from imgcls.files import write_atomic
+from model.classifier import WEIGHTS_FILE
+
+METRICS_FILE = "metrics.json"
+
+
+class TestReport(TestMetrics):
+    """One test set's numbers and where they come from; `skipped` files of the source could not be used."""
+
+    source: str
+    split: str
+    skipped: int
+
+
+class MetricsFile(BaseModel):
+    """The content of metrics.json; `weights_sha256` says which weights the numbers belong to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weights_sha256: str
+    test_sets: dict[str, TestReport]
+
+
+def read_metrics(path: Path) -> MetricsFile:
+    """Reads a metrics.json.
+
+    Raises:
+        RunError: it is missing, or not what `save_reports` writes.
+    """
+    try:
+        return MetricsFile.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as err:
+        reason = str(err).splitlines()[0]
+        raise RunError(f"{path}: cannot be read as metrics: {reason}; delete it and evaluate again") from err
+
+
+def save_reports(folder: Path, reports: Mapping[str, TestReport], *, run: Path) -> MetricsFile:
+    """Writes the reports to the folder's metrics.json, beside earlier ones of the same weights.
+
+    Raises:
+        RunError: an earlier metrics.json cannot be read.
+    """
+    path = folder / METRICS_FILE
+    weights = hash_weights(run)
+    earlier = read_metrics(path) if path.exists() else None
+    kept = earlier.test_sets if earlier and earlier.weights_sha256 == weights else {}
+    metrics = MetricsFile(weights_sha256=weights, test_sets={**kept, **reports})
+    write_atomic(path, metrics.model_dump_json(indent=1) + "\n")
+    return metrics
+
+
+def hash_weights(run: Path) -> str:
+    """Returns the SHA-256 of a run's weights, as hex."""
+    with (run / WEIGHTS_FILE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

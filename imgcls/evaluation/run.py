@@ -1,0 +1,187 @@
+"""Evaluates a run directory on test sets, and writes what came out.
+
+metrics.json            every test set, also of earlier calls on the same weights
+confusion_NAME.png      one picture a test set
+predictions_NAME.csv    name, label, predicted, probability: to compare with served answers later
+"""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from imgcls.data.images import Problem
+from imgcls.data.sources import open_source
+from imgcls.errors import DataError, RunError, UsageError
+from imgcls.evaluation.metrics import compute_metrics
+from imgcls.evaluation.plots import plot_confusion
+from imgcls.evaluation.predict import Predictions, predict_images, rename_classes
+from imgcls.evaluation.reports import TestReport, save_reports
+from imgcls.files import write_atomic
+from model.classifier import Classifier
+
+CONFIG_FILE = "train_config.yaml"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of file names
+
+
+class RunData(BaseModel):
+    """What a run's train_config.yaml says about its data; the other keys of the file are train.py's."""
+
+    data: str | None = None
+    seed: int = 0
+    val_fraction: float = 0.15
+    test_fraction: float = 0.15
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluated test set: its numbers, and the files that could not be used."""
+
+    report: TestReport
+    problems: tuple[Problem, ...]
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    tests: Mapping[str, str],
+    out: Path | None = None,
+    batch_size: int = 256,
+    device: str = "auto",
+    strict: bool = False,
+    progress: bool = True,
+) -> dict[str, Evaluation]:
+    """Evaluates a run on each test set and writes the files of the module's docstring.
+
+    Args:
+        run: a run directory.
+        tests: source strings by name; empty for the data that the run was trained on. Splits that a source does not
+            bring are drawn with the run's own seed and fractions, so that its training images stay out of them.
+        out: where to write; None for the run directory.
+        batch_size: images a forward pass; it changes speed, not numbers.
+        device: auto, cpu or cuda.
+        strict: refuse a test set with unusable files instead of leaving them out.
+        progress: show bars on a terminal.
+
+    Returns:
+        The evaluations by name, in the order of `tests`.
+
+    Raises:
+        UsageError, DataError, RunError, ModelError: as each says.
+    """
+    config = read_run_data(run)
+    sources = dict(tests) or {"test": _require_data(config, run)}
+    _require_names(sources)
+    classifier = Classifier.load(run, device=_choose_device(device))
+    evaluations: dict[str, Evaluation] = {}
+    for name, text in sources.items():
+        evaluations[name], predictions = _evaluate_set(
+            classifier, text, config=config, batch_size=batch_size, strict=strict, progress=progress
+        )
+        _write_files(out or run, name, evaluations[name].report, predictions, classes=classifier.spec.classes, run=run)
+    return evaluations
+
+
+def parse_tests(texts: Sequence[str]) -> dict[str, str]:
+    """Parses `NAME=SOURCE` texts.
+
+    Raises:
+        UsageError: one is not of this form, or a name is given twice.
+    """
+    tests: dict[str, str] = {}
+    for text in texts:
+        name, _, source = text.partition("=")
+        if not source or not _NAME.fullmatch(name):
+            raise UsageError(f"--test is {text!r}; expected NAME=SOURCE, such as noisy=digits,noise=25")
+        if name in tests:
+            raise UsageError(f"--test names {name!r} twice; expected each name once")
+        tests[name] = source
+    return tests
+
+
+def read_run_data(run: Path) -> RunData:
+    """Reads what a run was trained on; the defaults where it does not say.
+
+    Raises:
+        RunError: train_config.yaml is there and cannot be read.
+    """
+    path = run / CONFIG_FILE
+    if not path.exists():
+        return RunData()
+    try:
+        return RunData.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as err:
+        raise RunError(f"{path}: cannot be read: {' '.join(str(err).split())}") from err
+
+
+def _require_data(config: RunData, run: Path) -> str:
+    if config.data is None:
+        raise RunError(f"{run}: {CONFIG_FILE} names no data; say what to evaluate with --test NAME=SOURCE")
+    return config.data
+
+
+def _require_names(sources: Mapping[str, str]) -> None:
+    for name in sources:
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"a test set is named {name!r}; expected letters, digits, dots, dashes and underscores")
+
+
+def _choose_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is cuda, but torch sees no CUDA device here; use auto or cpu")
+    return device
+
+
+def _evaluate_set(
+    classifier: Classifier, text: str, *, config: RunData, batch_size: int, strict: bool, progress: bool
+) -> tuple[Evaluation, Predictions]:
+    source = open_source(text, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction)
+    if source.chosen not in source.splits:
+        raise DataError(f"{text}: has no {source.chosen} split; it has {', '.join(source.splits)}: choose with ,split=")
+    if strict and source.problems:
+        first = source.problems[0]
+        raise DataError(f"{text}: {len(source.problems)} problems, first {first.name}: {first.reason}; mend them")
+    try:
+        images = rename_classes(source.splits[source.chosen], classifier.spec.classes)
+        predictions = predict_images(
+            classifier, images, perturb=source.perturb, batch_size=batch_size, strict=strict, progress=progress
+        )
+    except DataError as err:
+        raise DataError(f"{text}: {err}") from err
+    problems = (*source.problems, *predictions.problems)
+    metrics = compute_metrics(predictions.labels, predictions.probabilities, classes=images.classes)
+    report = TestReport(**metrics.model_dump(), source=text, split=source.chosen, skipped=len(problems))
+    return Evaluation(report, problems), predictions
+
+
+def _write_files(
+    folder: Path, name: str, report: TestReport, predictions: Predictions, *, classes: Sequence[str], run: Path
+) -> None:
+    """Writes one set's files; metrics.json last, so that what it lists is there."""
+    title = f"{name}: accuracy {report.accuracy:.2%} of {report.samples:,} images"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / f"confusion_{name}.png", plot_confusion(report.confusion, classes=classes, title=title))
+        write_atomic(folder / f"predictions_{name}.csv", _format_predictions(predictions, classes=classes))
+        save_reports(folder, {name: report}, run=run)
+    except OSError as err:
+        raise RunError(f"{folder}: cannot be written: {err}; choose another folder with --out") from err
+
+
+def _format_predictions(predictions: Predictions, *, classes: Sequence[str]) -> str:
+    best = predictions.probabilities.argmax(axis=1)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["name", "label", "predicted", "probability"])
+    for place, (name, label) in enumerate(zip(predictions.names, predictions.labels, strict=True)):
+        probability = predictions.probabilities[place, best[place]]
+        writer.writerow([name, classes[label], classes[best[place]], f"{probability:.6f}"])
+    return buffer.getvalue()

@@ -1,0 +1,124 @@
+"""TrainConfig: every choice of a training run; each field is a flag of train.py.
+
+Order of settings: flag, environment (IMGCLS_TRAIN_LR=0.1), the file given with --config, default.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from imgcls.errors import UsageError
+from model.errors import describe_validation_error
+from model.spec import Channels, Interpolation
+
+Count = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class TrainConfig(BaseSettings):
+    """All choices of a run. What is None is decided from the data, and written as decided into spec.yaml."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="IMGCLS_TRAIN_", extra="forbid", frozen=True, cli_kebab_case=True, cli_implicit_flags=True,
+        cli_hide_none_type=True,
+    )
+
+    data: str = Field("digits", description="images: digits, a folder, a .zip, a .csv, a .jsonl, torchvision:CIFAR10, …")
+    out: Path = Field(Path("runs/latest"), description="the run directory to write")
+    overwrite: bool = Field(False, description="replace a run that is already there")
+    resume: bool = Field(False, description="go on from the run's last checkpoint")
+    strict: bool = Field(False, description="stop at a corrupt, empty or unlabelled file instead of leaving it out")
+    val_fraction: Fraction = Field(0.15, description="part held out for validation where the data has no val split")
+    test_fraction: Fraction = Field(0.15, description="part held out for testing where the data has no test split")
+
+    network: str = Field("simple_cnn", description="simple_cnn or timm/<name>")
+    parameters: dict[str, Any] = Field(default_factory=dict, description='of the network, as JSON: {"widths": [32, 64]}')
+    weights: Path | None = Field(None, description="start from this safetensors file (the last layer may differ)")
+    pretrained: bool = Field(False, description="start from timm's weights, from the hub")
+    channels: Channels | None = Field(None, description="1 grayscale, 3 RGB, 4 RGBA; default: as the images are")
+    size: Count | None = Field(None, description="side of the network's input in pixels; default: as the images are, or 224")
+    resize: Count | None = Field(None, description="the shorter side is resized to this before the crop; default: size")
+    interpolation: Interpolation = Field("bilinear", description="of the resize")
+    mean: list[float] | None = Field(None, description="per channel, of 0..1; default: measured on the training images")
+    std: list[float] | None = Field(None, description="per channel; default: measured on the training images")
+
+    epochs: Count = Field(10, description="passes over the training images")
+    batch_size: Count = Field(64, description="images a step")
+    lr: Annotated[float, Field(gt=0)] = Field(0.01, description="learning rate of SGD; the peak, where it is scheduled")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
+    nesterov: bool = Field(False, description="Nesterov momentum")
+    weight_decay: NotNegative = Field(0.0, description="of SGD, on weights but not on biases and norms")
+    schedule: Literal["constant", "cosine", "one-cycle"] = Field("constant", description="learning rate over the run")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the cross entropy")
+    flip: bool = Field(False, description="augmentation: mirror half of the images")
+    shift: Annotated[int, Field(ge=0)] = Field(0, description="augmentation: move each image by up to this many pixels")
+
+    seed: int = Field(0, description="of the split, the weights, the order and the augmentation")
+    device: str = Field("auto", description="auto (CUDA where present), cpu, cuda or cuda:N")
+    threads: Count | None = Field(None, description="torch threads; default: torch's own choice")
+    workers: Count | None = Field(None, description="that decode images; default: one a core")
+    golden: Count = Field(4, description="validation images kept as the archive's golden inputs")
+
+    def dump(self) -> str:
+        """Returns the configuration as YAML; `train.py --config` repeats the run from it."""
+        fields = self.model_dump(mode="json", exclude={"overwrite", "resume"})
+        return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+
+
+def read_config(arguments: Sequence[str], *, description: str) -> TrainConfig:
+    """Reads the configuration from flags, environment and the file given with --config.
+
+    Raises:
+        UsageError: an unknown key, or a value out of range, in any of them.
+        SystemExit: --help, or a flag that does not exist (argparse prints why; exit status 2).
+    """
+    parser = argparse.ArgumentParser(prog="train.py", description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of these settings, such as a run's train_config.yaml")
+    file, _ = _config_flag().parse_known_args(arguments)
+    from_file = _read_file(file.config) if file.config else {}
+
+    class Sources(TrainConfig):
+        @classmethod
+        def settings_customise_sources(
+            cls, settings_cls: type[BaseSettings], *, env_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            flags = CliSettingsSource[Any](settings_cls, root_parser=parser, cli_parse_args=list(arguments))
+            return flags, env_settings, InitSettingsSource(settings_cls, from_file)
+
+    try:
+        return TrainConfig.model_construct(**Sources().model_dump())
+    except ValidationError as err:
+        where = f"settings ({file.config}, flags and environment)" if file.config else "settings"
+        raise UsageError(describe_validation_error(err, where=where)) from err
+    except SettingsError as err:
+        raise UsageError(f"{' '.join(str(err).split())}; lists and --parameters are JSON") from err
+
+
+def _config_flag() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config", type=Path)
+    return parser
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        raise UsageError(f"{path}: cannot be read as YAML: {' '.join(str(err).split())}") from err
+    if not isinstance(fields, dict):
+        raise UsageError(f"{path}: got {type(fields).__name__}; expected a mapping of settings, such as lr: 0.01")
+    return fields
+

@@ -1,0 +1,154 @@
+"""The run directory: what train.py writes, and evaluation and archive read.
+
+    weights.safetensors  spec.yaml  index_to_name.json   the best epoch by validation; enough to serve
+    train_config.yaml    history.csv  golden/            how it came about, and a few validation images
+    checkpoint.pt        everything of the last epoch, for --resume only; never packed
+    metrics.json         written by the evaluation
+
+Every file is written under a temporary name and renamed, so a killed run leaves the last complete state.
+"""
+
+import csv
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import save
+from torch import nn
+
+from imgcls.data.images import ImageSet, Sample
+from imgcls.errors import RunError
+from imgcls.files import write_atomic
+from imgcls.training.config import TrainConfig
+from model.classifier import SPEC_FILE, WEIGHTS_FILE
+from model.errors import ImageError
+from model.golden import GOLDEN_FOLDER
+from model.images import decode_image
+from model.labels import dump_labels
+from model.spec import ModelSpec, dump_spec
+
+CHECKPOINT_FILE = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One row of history.csv; losses are means a sample, accuracies lie in 0..1."""
+
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    images_per_s: float
+
+
+def open_run(config: TrainConfig) -> Path:
+    """Makes the run directory.
+
+    Raises:
+        RunError: a run is already there and neither overwrite nor resume is asked for, there is none to resume, or the
+            folder cannot be made.
+    """
+    run = config.out
+    has_run = (run / WEIGHTS_FILE).exists() or (run / CHECKPOINT_FILE).exists()
+    if config.resume and not (run / CHECKPOINT_FILE).exists():
+        raise RunError(f"{run}: has no {CHECKPOINT_FILE} to resume from; leave --resume off")
+    if has_run and not (config.resume or config.overwrite):
+        raise RunError(f"{run}: holds a run already; give another --out, or --overwrite, or --resume")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise RunError(f"{run}: cannot be made: {err.strerror}; give another --out") from err
+    if not config.resume:
+        _clear(run)
+    return run
+
+
+def write_setup(run: Path, *, config: TrainConfig, spec: ModelSpec, val: ImageSet) -> None:
+    """Writes what is known before the first step: spec, labels, configuration and golden images."""
+    write_atomic(run / SPEC_FILE, dump_spec(spec))
+    write_atomic(run / "index_to_name.json", dump_labels(spec.classes))
+    write_atomic(run / "train_config.yaml", config.dump())
+    _write_golden(run / GOLDEN_FOLDER, val, count=config.golden)
+
+
+def write_weights(run: Path, network: nn.Module) -> None:
+    """Writes the network's weights as safetensors."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    write_atomic(run / WEIGHTS_FILE, save(state))
+
+
+def write_history(run: Path, history: list[Epoch]) -> None:
+    """Writes history.csv, one row an epoch."""
+    text = io.StringIO()
+    rows = csv.DictWriter(text, [field.name for field in fields(Epoch)], lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(asdict(epoch) for epoch in history)
+    write_atomic(run / "history.csv", text.getvalue())
+
+
+def write_checkpoint(run: Path, state: dict[str, Any], *, history: list[Epoch]) -> None:
+    """Writes checkpoint.pt: the state dicts given, the history and torch's random state."""
+    buffer = io.BytesIO()
+    torch.save(state | {"history": [asdict(epoch) for epoch in history], "torch_random": torch.get_rng_state()}, buffer)
+    write_atomic(run / CHECKPOINT_FILE, buffer.getvalue())
+
+
+def read_checkpoint(run: Path, *, classes: tuple[str, ...]) -> tuple[dict[str, Any], list[Epoch]]:
+    """Reads checkpoint.pt (tensors and plain values only, never code) and restores torch's random state.
+
+    Raises:
+        RunError: it cannot be read, or the run had other classes.
+    """
+    path = run / CHECKPOINT_FILE
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        history = [Epoch(**row) for row in state.pop("history")]
+        torch.set_rng_state(state.pop("torch_random"))
+    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError, EOFError) as err:
+        raise RunError(f"{path}: cannot be read: {err}; train again with --overwrite") from err
+    before = tuple(json.loads((run / "index_to_name.json").read_text(encoding="utf-8")).values())
+    if before != classes:
+        raise RunError(f"{run}: was trained on the classes {before[:5]}…, and the data has {classes[:5]}…; give another --out")
+    return state, history
+
+
+def _clear(run: Path) -> None:
+    """Removes what an earlier run left, so that no file of it is taken for one of the new run's."""
+    for name in (WEIGHTS_FILE, CHECKPOINT_FILE, SPEC_FILE, "metrics.json", "history.csv", "index_to_name.json"):
+        (run / name).unlink(missing_ok=True)
+    for file in [*run.glob("confusion_*.png"), *run.glob("predictions_*.csv")]:
+        file.unlink()
+    shutil.rmtree(run / GOLDEN_FOLDER, ignore_errors=True)
+
+
+def _write_golden(folder: Path, val: ImageSet, *, count: int) -> None:
+    """Copies the first readable image of each class, and then of each class again, until there are enough."""
+    folder.mkdir(exist_ok=True)
+    written = 0
+    for sample in _round_robin(val):
+        if written == count:
+            return
+        data = sample.read()
+        try:
+            decode_image(data, channels=3)
+        except ImageError:
+            continue
+        extension = str(Image.open(io.BytesIO(data)).format).lower()
+        write_atomic(folder / f"{written}.{extension}", data)
+        written += 1
+
+
+def _round_robin(images: ImageSet) -> Iterator[Sample]:
+    by_class = [[s for s in images.samples if s.label == label] for label in range(len(images.classes))]
+    for row in zip_longest(*by_class):
+        yield from (sample for sample in row if sample is not None)

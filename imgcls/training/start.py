@@ -1,0 +1,161 @@
+"""What is decided before the first step: device, seeds, the spec, and the weights to start from."""
+
+import io
+import random
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from imgcls.data.images import ImageSet
+from imgcls.errors import RunError, UsageError
+from imgcls.training.config import TrainConfig
+from model.errors import ImageError
+from model.images import decode_image
+from model.network import build_network
+from model.spec import Channels, ModelSpec
+
+PROBED = 64  # images looked at to decide channels and size
+PHOTO_SIZE = 224
+SMALL = 96  # images up to this side are trained at their own size
+
+
+def choose_device(name: str) -> torch.device:
+    """Returns the device of that name; "auto" is CUDA where torch can use it, and the CPU elsewhere.
+
+    Raises:
+        UsageError: the name is unknown, or CUDA is asked for and cannot be used.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as err:
+        raise UsageError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N") from err
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device is {name!r}, but torch {torch.__version__} cannot use CUDA here; use --device cpu")
+    return device
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seeds Python, NumPy and torch; returns the CPU generator that order and augmentation are drawn from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def decide_spec(config: TrainConfig, images: ImageSet) -> ModelSpec:
+    """Returns the spec of the run; what the configuration leaves open is read off the first training images.
+
+    Mean and standard deviation are still 0 and 1 where they are to be measured: `with_statistics` fills them in.
+
+    Raises:
+        UsageError: mean or std do not have one value a channel, or resize is smaller than size.
+    """
+    probed = _probe(images)
+    channels: Channels = config.channels or _common_channels(probed)
+    size = config.size or _common_size(probed)
+    try:
+        return ModelSpec(
+            network=config.network,
+            parameters=config.parameters,
+            channels=channels,
+            size=size,
+            resize=config.resize or size,
+            interpolation=config.interpolation,
+            mean=tuple(config.mean or [0.0] * channels),
+            std=tuple(config.std or [1.0] * channels),
+            classes=images.classes,
+        )
+    except ValueError as err:
+        raise UsageError("; ".join(line.strip() for line in str(err).splitlines()[1:3])) from err
+
+
+def with_statistics(spec: ModelSpec, config: TrainConfig, pixels: Tensor) -> ModelSpec:
+    """Returns the spec with mean and std of the pixels, uint8 (N, C, H, W), where the configuration gives none."""
+    scaled = pixels[: 10_000].float() / 255
+    mean, std = scaled.mean((0, 2, 3)).tolist(), scaled.std((0, 2, 3)).clamp(min=1e-3).tolist()
+    return spec.model_copy(
+        update={
+            "mean": tuple(config.mean or [round(value, 4) for value in mean]),
+            "std": tuple(config.std or [round(value, 4) for value in std]),
+        }
+    )
+
+
+def start_network(spec: ModelSpec, config: TrainConfig) -> nn.Module:
+    """Builds the spec's network, with fresh weights, those of a file, or timm's from the hub.
+
+    Raises:
+        SpecError: the network cannot be built.
+        RunError: the weights cannot be had, or hardly any of them fits.
+        UsageError: --pretrained for a network that is not timm's.
+    """
+    network = build_network(spec)
+    if config.weights:
+        _load_fitting(network, config.weights)
+    elif config.pretrained:
+        network = _load_pretrained(spec)
+    return network
+
+
+def _load_fitting(network: nn.Module, path: Path) -> None:
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as err:
+        raise RunError(f"{path}: cannot be read as safetensors: {err}") from err
+    own = network.state_dict()
+    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    if len(fitting) < len(own) / 2:
+        raise RunError(f"{path}: only {len(fitting)} of the network's {len(own)} tensors fit; these are weights of another network")
+    network.load_state_dict(fitting, strict=False)
+
+
+def _load_pretrained(spec: ModelSpec) -> nn.Module:
+    import timm
+
+    if not spec.network.startswith("timm/"):
+        raise UsageError(f"--pretrained is for timm networks; network is {spec.network!r}")
+    name = spec.network.removeprefix("timm/")
+    try:
+        network: nn.Module = timm.create_model(
+            name, pretrained=True, in_chans=spec.channels, num_classes=len(spec.classes), **spec.parameters
+        )
+    except (OSError, RuntimeError, ValueError) as err:  # the hub's errors are OSErrors
+        reason = str(err).splitlines()[0]
+        raise RunError(f"timm's weights of {name} cannot be fetched ({reason}); give a local file with --weights") from err
+    return network
+
+
+def _probe(images: ImageSet) -> list[Image.Image]:
+    step = max(1, len(images.samples) // PROBED)
+    probed = []
+    for sample in images.samples[::step]:
+        try:
+            data = sample.read()
+            decode_image(data, channels=3)  # refuses what training will refuse
+            probed.append(_header(data))
+        except (ImageError, OSError):
+            continue
+    return probed
+
+
+def _header(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def _common_channels(probed: list[Image.Image]) -> Channels:
+    return 1 if probed and all(image.mode in {"1", "L", "LA", "I", "I;16"} for image in probed) else 3
+
+
+def _common_size(probed: list[Image.Image]) -> int:
+    if not probed:
+        return PHOTO_SIZE
+    side, _ = Counter(min(image.size) for image in probed).most_common(1)[0]
+    return side if max(max(image.size) for image in probed) <= SMALL else PHOTO_SIZE

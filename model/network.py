@@ -1,0 +1,136 @@
+"""The networks that a spec can name: `simple_cnn`, the reference classifier, and every `timm/<name>`.
+
+To add a network: a class here, its parameters as a pydantic model, and a line in `build_network`.
+"""
+
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
+
+from model.errors import SpecError, describe_validation_error
+from model.spec import ModelSpec
+
+Width = Annotated[int, Field(ge=1)]
+
+
+class SimpleCNNParameters(BaseModel):
+    """Parameters of `simple_cnn`; the defaults are those of the published listing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (32,)
+    hidden: Width = 10
+    norm: Literal["none", "batch"] = "none"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class SimpleCNN(nn.Module):
+    """The reference classifier: blocks of 3x3 convolution, ReLU and 2x2 max pooling, then two linear layers.
+
+    The published listing is one block of 32 channels for 16 x 16 RGB images and ten classes, with the 32*8*8 features
+    of that size written into it. Here input channels, size, widths, number of blocks and classes are parameters.
+    `norm="batch"` puts a batch norm between convolution and ReLU; `dropout` acts before the last layer.
+
+    Args:
+        channels: of the input image.
+        size: side of the input in pixels; at least 2 ** len(widths), as each block halves it.
+        classes: how many logits come out.
+        widths: output channels of each block.
+        hidden: width of the layer between features and logits.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        size: int,
+        classes: int,
+        widths: Sequence[int] = (32,),
+        hidden: int = 10,
+        norm: Literal["none", "batch"] = "none",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        side = size >> len(widths)
+        if side < 1:
+            raise SpecError(
+                f"parameters.widths has {len(widths)} blocks; expected at most {size.bit_length() - 1}, "
+                f"as each halves the input of size {size}"
+            )
+        blocks = [_block(a, b, norm=norm) for a, b in zip((channels, *widths), widths, strict=False)]
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(widths[-1] * side * side, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (B, channels, size, size) -> logits (B, classes)."""
+        logits: Tensor = self.classifier(self.features(images))
+        return logits
+
+
+def _block(channels_in: int, channels_out: int, *, norm: str) -> nn.Sequential:
+    convolution = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=norm == "none")
+    normalisation = [nn.BatchNorm2d(channels_out)] if norm == "batch" else []
+    return nn.Sequential(convolution, *normalisation, nn.ReLU(), nn.MaxPool2d(2))
+
+
+def build_network(spec: ModelSpec) -> nn.Module:
+    """Builds the spec's network with fresh weights, on the CPU, in training mode.
+
+    Raises:
+        SpecError: the network is unknown, or a parameter is unknown or out of range.
+    """
+    if spec.network == "simple_cnn":
+        return _build_simple_cnn(spec)
+    if spec.network.startswith("timm/"):
+        return _build_timm(spec)
+    raise SpecError(f"network is {spec.network!r}; expected 'simple_cnn' or 'timm/<name>', such as 'timm/resnet18'")
+
+
+def _build_simple_cnn(spec: ModelSpec) -> nn.Module:
+    try:
+        parameters = SimpleCNNParameters(**spec.parameters)
+    except ValidationError as err:
+        raise SpecError(describe_validation_error(err, where="network simple_cnn, parameters")) from err
+    return SimpleCNN(
+        channels=spec.channels,
+        size=spec.size,
+        classes=len(spec.classes),
+        widths=parameters.widths,
+        hidden=parameters.hidden,
+        norm=parameters.norm,
+        dropout=parameters.dropout,
+    )
+
+
+def _build_timm(spec: ModelSpec) -> nn.Module:
+    import timm  # here, because it costs a second and most archives need none of it
+
+    name = spec.network.removeprefix("timm/")
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; near it are {', '.join(near)}" if near else ""
+        raise SpecError(f"network is {spec.network!r}, which timm {timm.__version__} does not have{hint}")
+    try:
+        network: nn.Module = timm.create_model(
+            name, pretrained=False, in_chans=spec.channels, num_classes=len(spec.classes), **spec.parameters
+        )
+        with torch.inference_mode():
+            logits = network.eval()(torch.zeros(1, spec.channels, spec.size, spec.size))
+    except (TypeError, ValueError, RuntimeError, AssertionError) as err:
+        raise SpecError(
+            f"network {spec.network!r} cannot be built with parameters {spec.parameters} "
+            f"for {spec.channels} x {spec.size} x {spec.size} inputs: {err}"
+        ) from err
+    if logits.shape != (1, len(spec.classes)):
+        raise SpecError(f"network {spec.network!r} answers with shape {tuple(logits.shape)}, not (1, {len(spec.classes)})")
+    return network.train()

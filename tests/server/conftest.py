@@ -1,0 +1,118 @@
+"""One real TorchServe for all tests of this folder, an archive made without training, and its log when a test fails."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from imgcls.archive.build import build_archive
+from imgcls.archive.stage import ServingOptions
+from imgcls.serving import processes
+from imgcls.serving.logs import tail
+from imgcls.serving.server import ServeOptions, start, stop
+from imgcls.serving.state import ServerState, StateFolder
+from model.labels import dump_labels
+from model.network import build_network
+from model.spec import ModelSpec, dump_spec
+
+PROJECT = Path(__file__).parents[2]
+CONFIG = PROJECT / "config.properties"
+RUN_MARKER = "IMGCLS_TEST_RUN"  # in the environment of every process that these tests start
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_cli(arguments: Sequence[str], *, timeout_s: float = 60, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "imgcls.cli.main", *map(str, arguments)]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env={**os.environ, **variables},
+        cwd=PROJECT,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    run_id = uuid.uuid4().hex
+    os.environ[RUN_MARKER] = run_id
+    yield
+    left = processes.find_marked(run_id, marker=RUN_MARKER)
+    left = [process for process in left if process.pid != os.getpid()]
+    names = [" ".join(process.cmdline())[:200] for process in left]
+    for process in left:
+        process.kill()
+    assert not names, f"tests have left processes behind: {names}"
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny classifier of 8 x 8 images with random weights."""
+    run = tmp_path_factory.mktemp("run")
+    write_run(run)
+    return build_archive(run, tmp_path_factory.mktemp("store"), options=ServingOptions(workers=1))
+
+
+def write_run(run: Path) -> None:
+    torch.manual_seed(0)
+    spec = ModelSpec(
+        size=8,
+        resize=8,
+        channels=1,
+        mean=(0.5,),
+        std=(0.5,),
+        classes=("zero", "one", "two"),
+        parameters={"widths": [4]},
+    )
+    (run / "spec.yaml").write_text(dump_spec(spec))
+    (run / "index_to_name.json").write_text(dump_labels(spec.classes))
+    save_file(build_network(spec).state_dict(), run / "weights.safetensors")
+
+
+@pytest.fixture(scope="session")
+def server(archive: Path, folder: StateFolder) -> Iterator[ServerState]:
+    """The shared server; `folder` is its state folder."""
+    options = ServeOptions(archive=archive, config=CONFIG, state=folder.path, port=0, workers=1, dies_with_parent=True)
+    try:
+        yield start(options)
+    finally:
+        stop(folder)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> StateFolder:
+    return StateFolder(tmp_path_factory.mktemp("server") / "state")
+
+
+@pytest.fixture
+def state_flag(server: ServerState, folder: StateFolder) -> list[str]:
+    return ["--state", str(folder.path)]
+
+
+@pytest.fixture(scope="session")
+def ts_config() -> Path:
+    return CONFIG
+
+
+@pytest.fixture
+def cli() -> Cli:
+    return run_cli
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    report = yield
+    if report.failed and isinstance(folder := getattr(item, "funcargs", {}).get("folder"), StateFolder):
+        for log in (folder.model_log, folder.server_log, folder.console_log):
+            report.sections.append((f"server log {log.name}", tail(log)))
+    return report
