@@ -33,8 +33,11 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
-lock: $(VENV)/.ready ## resolve pyproject.toml anew into requirements.lock
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --generate-hashes --python-version 3.11 --no-header --upgrade --output-file requirements.lock
+COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --python-version 3.11 --no-header --quiet
+
+lock: $(VENV)/.ready ## resolve pyproject.toml anew into the locks
+	$(COMPILE) --all-extras --upgrade --output-file requirements.lock
+	$(COMPILE) --extra serve --extra lock --constraints requirements.lock --output-file requirements-serve.lock
 
 demo: $(VENV)/.ready ## train, evaluate, pack, serve and ask: the whole road on handwritten digits
 	@BIN=$(BIN) RUN=$(DEMO_RUN) STATE=$(DEMO_STATE) ./recipes/demo.sh
@@ -57,7 +60,7 @@ lint: $(VENV)/.ready ## formatting, lint, types, arrows between packages, shell
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-timings 2>/dev/null || $(BIN)/lint-imports
-	@$(BIN)/shellcheck build_mar.sh recipes/*.sh .ci/run docker/*.sh
+	@$(BIN)/shellcheck build_mar.sh recipes/*.sh .ci/run
 
 format: $(VENV)/.ready ## format the code
 	@$(BIN)/ruff format --quiet .

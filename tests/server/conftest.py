@@ -42,11 +42,26 @@ def run_cli(arguments: Sequence[str], *, timeout_s: float = 60, **variables: str
     )
 
 
+# Ends everything of a test run that has itself been killed: its standard input is a pipe that only pytest holds.
+WATCHDOG = """
+import sys
+from imgcls.serving.processes import find_marked
+sys.stdin.read()
+while left := find_marked(sys.argv[1], marker=sys.argv[2]):
+    for process in left:
+        process.kill()
+"""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _no_process_is_left() -> Iterator[None]:
     run_id = uuid.uuid4().hex
+    watchdog = subprocess.Popen(
+        [sys.executable, "-c", WATCHDOG, run_id, RUN_MARKER], stdin=subprocess.PIPE, start_new_session=True
+    )
     os.environ[RUN_MARKER] = run_id
     yield
+    watchdog.communicate()
     left = processes.find_marked(run_id, marker=RUN_MARKER)
     left = [process for process in left if process.pid != os.getpid()]
     names = [" ".join(process.cmdline())[:200] for process in left]
@@ -56,14 +71,15 @@ def _no_process_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny classifier of 8 x 8 images with random weights."""
-    run = tmp_path_factory.mktemp("run")
-    write_run(run)
+def archive(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive of `run`, with one worker."""
     return build_archive(run, tmp_path_factory.mktemp("store"), options=ServingOptions(workers=1))
 
 
-def write_run(run: Path) -> None:
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny classifier of 8 x 8 images with random weights."""
+    run = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     spec = ModelSpec(
         size=8,
@@ -77,6 +93,7 @@ def write_run(run: Path) -> None:
     (run / "spec.yaml").write_text(dump_spec(spec))
     (run / "index_to_name.json").write_text(dump_labels(spec.classes))
     save_file(build_network(spec).state_dict(), run / "weights.safetensors")
+    return run
 
 
 @pytest.fixture(scope="session")

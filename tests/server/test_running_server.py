@@ -1,9 +1,12 @@
 """What the commands tell and do with a server that runs."""
 
+import base64
 import json
 import os
 import re
+import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +16,9 @@ import requests
 from imgcls.archive.golden import read_golden
 from imgcls.client import Client
 from imgcls.client.errors import BadImageError, ModelNotFoundError, NotAuthorisedError
-from imgcls.serving.server import inference_client, inference_token
+from imgcls.serving.access import inference_client, inference_token
 from imgcls.serving.state import ServerState, StateFolder
 from imgcls.serving.tokens import read_tokens, renew_token
-
-pytestmark = pytest.mark.server
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -99,6 +100,29 @@ def test_broken_json_body_is_answered_and_leaves_the_worker_alive(
         assert client.predict(item.data).best.index == item.index
 
 
+def test_top_k_comes_from_header_form_and_json_and_not_from_the_query(
+    server: ServerState, archive: Path, folder: StateFolder
+) -> None:
+    """TorchServe drops the query of /predictions; only its legacy route passes one on."""
+    item = read_golden(archive)[0]
+    encoded = base64.b64encode(item.data).decode()
+    token = {"Authorization": f"Bearer {inference_token(server, folder)}"}
+    raw = {**token, "Content-Type": "image/png"}
+    url = f"{server.inference_url}/predictions/{server.model}"
+    legacy = f"{server.inference_url}/{server.model}/predict?top_k=1"
+
+    def count(*arguments: str, **options: object) -> int:
+        response = requests.post(*arguments, timeout=20, **options)
+        assert response.status_code == 200, response.text
+        return len(response.json()["predictions"])
+
+    assert count(url, data=item.data, headers={**raw, "top_k": "1"}) == 1
+    assert count(url, files={"image": item.data}, data={"top_k": "1"}, headers=token) == 1
+    assert count(url, json={"image": encoded, "top_k": 1}, headers=token) == 1
+    assert count(legacy, data=item.data, headers=raw) == 1
+    assert count(f"{url}?top_k=1", data=item.data, headers=raw) == 3
+
+
 def test_status_tells_workers_memory_and_ports(server: ServerState, cli: Cli, state_flag: list[str]) -> None:
     result = cli(["status", *state_flag])
     assert result.returncode == 0, result.stderr
@@ -169,3 +193,22 @@ def test_the_printed_curl_command_works(server: ServerState, golden_files: list[
         ["sh", "-c", command], capture_output=True, text=True, timeout=30, check=True, env=os.environ
     )
     assert json.loads(result.stdout)["predictions"]
+
+
+def test_status_is_honest_about_a_dead_worker(
+    server: ServerState, cli: Cli, state_flag: list[str], archive: Path, folder: StateFolder
+) -> None:
+    """TorchServe starts it again by itself; until then its /ping goes on saying Healthy."""
+    report = json.loads(cli(["status", "--json", *state_flag]).stdout)
+    os.kill(report["workers"][0]["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 30
+    seen = []
+    while time.monotonic() < deadline:
+        result = cli(["status", *state_flag])
+        seen.append(result.returncode)
+        if result.returncode == 0 and 1 in seen:
+            break
+    assert seen[-1] == 0 and 1 in seen, result.stdout
+    with inference_client(server, folder) as client:
+        item = read_golden(archive)[0]
+        assert client.predict(item.data).best.index == item.index

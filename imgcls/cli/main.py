@@ -1,0 +1,55 @@
+"""Assembles the command `imgcls`; the one place where its errors are printed and exit codes are chosen.
+
+    0 done · 1 failed or refused · 2 usage
+"""
+
+import os
+import sys
+
+import typer
+
+from imgcls import __version__
+from imgcls.cli import archive, doctor, evaluate, predict, serving
+from imgcls.errors import ImgclsError
+from model.errors import ModelError
+
+app = typer.Typer(
+    help="From labelled images to a TorchServe endpoint that operations teams trust.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.command()(evaluate.evaluate)
+app.add_typer(archive.app, name="archive")
+app.command()(serving.serve)
+app.command()(serving.status)
+app.command()(serving.scale)
+app.command()(serving.stop)
+app.command()(predict.predict)
+app.command()(doctor.doctor)
+
+
+@app.command()
+def version() -> None:
+    """Prints the version of imgcls."""
+    print(__version__)
+
+
+def main() -> None:
+    """Runs the command line."""
+    try:
+        app()
+    except (ImgclsError, ModelError) as err:
+        print(f"error: {err}", file=sys.stderr)
+        sys.exit(getattr(err, "exit_code", 1))
+    except ModuleNotFoundError as err:
+        print(f"error: {err}; install what is missing: pip install 'imgcls[train,serve]'", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:  # the reader of a pipe went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

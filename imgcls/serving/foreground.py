@@ -1,0 +1,58 @@
+"""`imgcls serve --foreground`: show the model's log, notice when the server ends, stop it on a signal."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from imgcls.serving import logs
+from imgcls.serving.server import check_alive, stop
+from imgcls.serving.state import ServerState, StateFolder
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+POLL_S = 0.5
+
+
+class StopRequestedError(BaseException):
+    """A signal asks to stop. No Exception, so that nothing on the way takes it for a failure."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """Makes the first signal raise StopRequestedError; further ones are ignored while the server is being stopped."""
+
+    def raise_once(number: int, frame: FrameType | None) -> None:
+        for signal_number in SIGNALS:
+            signal.signal(signal_number, signal.SIG_IGN)
+        raise StopRequestedError(number)
+
+    before = {number: signal.signal(number, raise_once) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def follow(state: ServerState, folder: StateFolder, *, write: Callable[[str], None]) -> None:
+    """Shows the model's log until a signal comes; whichever way it ends, the server is stopped.
+
+    Raises:
+        NotReadyError: the server has ended by itself.
+    """
+    offset = logs.size_of(folder.model_log)
+    try:
+        while True:
+            size = logs.size_of(folder.model_log)
+            for line in logs.read_lines(folder.model_log, offset=offset) if size != offset else ():
+                write(line)
+            offset = size
+            check_alive(state, folder)
+            time.sleep(POLL_S)
+    finally:
+        stop(folder)

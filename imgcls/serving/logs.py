@@ -1,0 +1,126 @@
+"""What the server logs, and what its logs tell when a worker dies.
+
+TorchServe's own configuration writes each line to the console too, and five lines for each request; this one writes
+rolling files only, and drops the lines that every request repeats.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+LOG4J_CONFIG = """\
+<?xml version="1.0" encoding="UTF-8"?>
+<!-- Written by imgcls serve at each start. -->
+<Configuration status="error">
+  <Appenders>
+{appenders}
+  </Appenders>
+  <Loggers>
+    <Logger name="ACCESS_LOG" level="info" additivity="false"><AppenderRef ref="access_log"/></Logger>
+    <Logger name="MODEL_LOG" level="all" additivity="false"><AppenderRef ref="model_log"/></Logger>
+    <Logger name="MODEL_METRICS" level="all" additivity="false"><AppenderRef ref="model_metrics"/></Logger>
+    <Logger name="TS_METRICS" level="all" additivity="false"><AppenderRef ref="ts_metrics"/></Logger>
+    <Logger name="org.pytorch.serve.wlm.BatchAggregator" level="warn"/>
+    <Logger name="io.netty" level="error"/>
+    <Logger name="org.apache" level="off"/>
+    <Root level="info"><AppenderRef ref="ts_log"/></Root>
+  </Loggers>
+</Configuration>
+"""
+APPENDER = """\
+    <RollingFile name="{name}" fileName="logs/{name}.log" filePattern="logs/{name}.%i.log.gz">
+      <RegexFilter regex="{noise}" useRawMsg="false" onMatch="DENY" onMismatch="NEUTRAL"/>
+      <PatternLayout pattern="{pattern}"/>
+      <SizeBasedTriggeringPolicy size="20 MB"/>
+      <DefaultRolloverStrategy max="5"/>
+    </RollingFile>"""
+PATTERN = "%d{ISO8601} [%-5p] %t %c - %m%n"
+NOISE = {
+    "model_log": r"Backend received inference at: \d+",
+    "ts_log": r"(Looping backend response at|Backend response time|result=\[METRICS\]).*",
+}
+
+# Lines that TorchServe writes once a worker could not be started or has died, in ts_log.
+FAILURE = re.compile(
+    r"Load model failed|Backend worker error|Backend stream closed|Failed to load model|Retry worker: "
+)
+MODEL_LINE = re.compile(r"^\S+ \[\w+ *\] (?P<thread>\S+) MODEL_LOG - (?P<text>.*)$")
+# What a worker says while all is well, and what Python writes when it ends: not the reason of a failure.
+CHATTER = re.compile(
+    r"s_name_part0|Listening on|Successfully loaded .*metrics|\[PID\]|Torch worker started|Python runtime"
+    r"|Connection accepted|model_name: |Backend worker process died|Frontend disconnected|Backend received inference"
+)
+LAST_LINES = 30
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """Why a worker could not start."""
+
+    reason: str  # one line
+    details: str  # its traceback, or its last lines
+
+
+def log4j_config() -> str:
+    """Returns the log4j2.xml of a server whose working directory is its state folder."""
+    names = ("access_log", "model_log", "model_metrics", "ts_log", "ts_metrics")
+    appenders = [APPENDER.format(name=name, noise=NOISE.get(name, "(?!)"), pattern=PATTERN) for name in names]
+    return LOG4J_CONFIG.format(appenders="\n".join(appenders))
+
+
+def size_of(path: Path) -> int:
+    """Returns how many bytes a log holds now, 0 when it is not there: where to read on from."""
+    return path.stat().st_size if path.exists() else 0
+
+
+def has_failure(server_log: Path, *, offset: int = 0) -> bool:
+    """Tells whether a worker has failed to start since `offset` bytes of ts_log."""
+    return any(FAILURE.search(line) for line in read_lines(server_log, offset=offset))
+
+
+def find_failure(model_log: Path, server_log: Path, *, offset: int = 0) -> WorkerFailure:
+    """Returns why a worker failed, from what it wrote since `offset` bytes of model_log.
+
+    A worker that was killed, for lack of memory for instance, has written nothing: then TorchServe's words must do.
+    """
+    said = last_worker_lines(read_lines(model_log, offset=offset))
+    if not said:
+        return WorkerFailure("it ended without a word; was it killed for lack of memory?", _failure_lines(server_log))
+    return WorkerFailure(reason_of(said), "\n".join(said))
+
+
+def last_worker_lines(lines: list[str]) -> list[str]:
+    """Returns the traceback, or else the last words, of the worker that spoke last."""
+    found = [match for line in lines if (match := MODEL_LINE.match(line)) and not CHATTER.search(match["text"])]
+    if not found:
+        return []
+    texts = [match["text"] for match in found if match["thread"] == found[-1]["thread"]]
+    starts = [index for index, text in enumerate(texts) if text.startswith("Traceback (most recent call last)")]
+    # The first one: TorchServe starts a dead worker again, and what follows may be its second failure, cut short.
+    return texts[starts[0] :][:200] if starts else texts[-LAST_LINES:]
+
+
+def reason_of(lines: list[str]) -> str:
+    """Returns the line that names the last exception: the first after its traceback's frames, which are indented."""
+    starts = [index for index, line in enumerate(lines) if line.startswith("Traceback")]
+    if not starts:
+        return lines[-1]
+    return next((line for line in lines[starts[-1] + 1 :] if line and not line.startswith(" ")), lines[-1])
+
+
+def tail(path: Path, *, lines: int = LAST_LINES) -> str:
+    """Returns the last lines of a log, empty when it is not there."""
+    return "\n".join(read_lines(path)[-lines:])
+
+
+def read_lines(path: Path, *, offset: int = 0) -> list[str]:
+    """Returns the lines of a log from `offset` bytes on; from its start when it has been rolled since."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(offset if offset <= size_of(path) else 0)
+        return file.read().decode(errors="replace").splitlines()
+
+
+def _failure_lines(server_log: Path) -> str:
+    return "\n".join(line for line in read_lines(server_log) if FAILURE.search(line))

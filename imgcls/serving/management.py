@@ -1,0 +1,128 @@
+"""A thin client of TorchServe's management API: what a model's workers do, and how many there are."""
+
+from types import TracebackType
+from typing import Any, Self
+
+import requests
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.alias_generators import to_camel
+
+from imgcls.serving.errors import ManagementError
+
+TIMEOUT_S = 10.0
+READY = "READY"
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, protected_namespaces=())
+
+
+class Worker(_Answer):
+    """One worker process."""
+
+    id: str
+    status: str  # READY, UNLOADING, or what TorchServe calls one that is still loading or has died
+    pid: int  # -1 until it has told it
+    gpu: bool
+    gpu_usage: str = "N/A"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes requests."""
+        return self.status == READY
+
+
+class Queue(_Answer):
+    """The requests that wait for a worker."""
+
+    pending_requests: int
+    remaining_capacity: int
+
+
+class ModelStatus(_Answer):
+    """One version of a model."""
+
+    model_name: str
+    model_version: str
+    min_workers: int
+    max_workers: int
+    batch_size: int
+    max_batch_delay_ms: int = Field(alias="maxBatchDelay")
+    device_type: str = "cpu"
+    workers: tuple[Worker, ...] = ()
+    queue: Queue | None = Field(default=None, alias="jobQueueStatus")
+
+    @property
+    def ready_workers(self) -> int:
+        """How many workers take requests."""
+        return sum(worker.is_ready for worker in self.workers)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the model has all the workers it wants, and each takes requests."""
+        return 0 < self.min_workers <= len(self.workers) == self.ready_workers
+
+
+class Management:
+    """The management API of one server."""
+
+    def __init__(self, url: str, *, token: str | None, timeout_s: float = TIMEOUT_S) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self._session = requests.Session()
+        self._session.trust_env = False  # no proxy to the loopback, and no .netrc that would replace the header
+        if token is not None:
+            self._session.headers["Authorization"] = f"Bearer {token}"
+
+    def __enter__(self) -> Self:
+        """Returns itself; leaving closes its connections."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Closes the connections."""
+        self._session.close()
+
+    def describe(self, name: str, *, version: str | None = None) -> ModelStatus:
+        """Returns the state of a model's version, the default one unless named.
+
+        Raises:
+            ManagementError: there is no such model, the token is refused, or nobody answers.
+        """
+        path = f"/models/{name}" + (f"/{version}" if version else "")
+        answer = self._request("GET", path)
+        try:
+            return ModelStatus.model_validate(answer[0])
+        except (ValidationError, LookupError, TypeError) as err:
+            raise ManagementError(f"{self.url}{path}: got an answer that is not TorchServe 0.12's: {err!r}") from err
+
+    def list_models(self) -> list[str]:
+        """Returns the names of the registered models."""
+        answer = self._request("GET", "/models")
+        return [entry["modelName"] for entry in answer.get("models", [])]
+
+    def scale(self, name: str, workers: int) -> None:
+        """Asks for a number of workers and returns at once; a worker that is taken away drops its batch in flight.
+
+        Raises:
+            ManagementError: refused, or nobody answers.
+        """
+        self._request("PUT", f"/models/{name}", params={"min_worker": workers, "max_worker": workers})
+
+    def _request(self, method: str, path: str, *, params: dict[str, Any] | None = None) -> Any:
+        try:
+            response = self._session.request(method, self.url + path, params=params, timeout=self.timeout_s)
+            answer = response.json()
+        except requests.JSONDecodeError as err:
+            raise ManagementError(
+                f"{self.url}{path}: got {response.status_code} and no JSON; is this TorchServe?"
+            ) from err
+        except requests.RequestException as err:
+            raise ManagementError(
+                f"{self.url}{path}: no answer ({type(err).__name__}); imgcls status tells whether it runs"
+            ) from err
+        if not response.ok:
+            message = answer.get("message", answer) if isinstance(answer, dict) else answer
+            raise ManagementError(f"{self.url}{path}: refused with {response.status_code}: {message}")
+        return answer

@@ -1,0 +1,174 @@
+"""The state folder: everything that belongs to one server, and what the other commands know it by.
+
+.imgcls/serve/
+  state.json          who serves what, where (ServerState); written atomically, removed at stop
+  key_file.json       the three tokens; TorchServe writes it into its working directory, which is this folder
+  config.properties   the configuration that the server really got
+  log4j2.xml  logs/   how it logs, and its logs
+  tmp/                its temporary folder: sockets, unpacked archives
+"""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from imgcls.errors import ServingError
+from imgcls.files import write_atomic
+from imgcls.serving.errors import AlreadyRunningError, NotRunningError
+from imgcls.serving.ports import Ports
+
+DEFAULT_FOLDER = Path(".imgcls/serve")
+STATE_FILE = "state.json"
+# A Unix socket's path is held to 107 bytes (104 on macOS); `.ts.sock.PORT` takes up to 15 of them.
+LONGEST_TEMPORARY_PATH_BYTES = 88
+CREATE_TIME_TOLERANCE_S = 2.0  # the clock may be set while a server runs
+
+
+class ServerState(BaseModel):
+    """One server: its process, its model, and where it is reached."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    server_id: str  # stands in the environment of each of its processes
+    pid: int  # of Java, TorchServe's frontend
+    created_s: float  # when that process was created, in seconds since the epoch: a pid alone may be another's by now
+    ports: Ports
+    inference_url: str
+    management_url: str
+    token_required: bool
+    archive: Path
+    model: str
+    version: str
+    temporary: Path
+
+
+class StateFolder:
+    """The files of one server; the folder itself is made when a server is started."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.state_file = self.path / STATE_FILE
+        self.key_file = self.path / "key_file.json"
+        self.config_file = self.path / "config.properties"
+        self.log_config_file = self.path / "log4j2.xml"
+        self.logs = self.path / "logs"
+        self.console_log = self.logs / "console.log"
+        self.model_log = self.logs / "model_log.log"
+        self.server_log = self.logs / "ts_log.log"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps a second start out of this folder; the kernel lets go when the process ends, however it does.
+
+        Raises:
+            AlreadyRunningError: another process is starting a server here.
+            ServingError: the folder cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / "lock").open("w")
+        except OSError as err:
+            raise ServingError(
+                f"{self.path}: the state folder cannot be made ({err}); choose one with --state"
+            ) from err
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as err:
+                raise AlreadyRunningError(
+                    f"{self.path}: another imgcls serve is starting a server here; wait for it, or use --state DIR"
+                ) from err
+            yield
+
+    def create(self) -> None:
+        """Empties the folder for a new server, and keeps it for its owner only, as it holds tokens.
+
+        Raises:
+            ServingError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+            shutil.rmtree(self.logs, ignore_errors=True)
+            self.logs.mkdir()
+            self.key_file.unlink(missing_ok=True)
+        except OSError as err:
+            raise ServingError(
+                f"{self.path}: the state folder cannot be made ({err}); name another with --state"
+            ) from err
+
+    def make_temporary(self) -> Path:
+        """Makes the server's own temporary folder: in the state folder, or a short path where that one is too deep."""
+        inside = self.path / "tmp"
+        if len(os.fsencode(inside)) > LONGEST_TEMPORARY_PATH_BYTES:
+            return Path(tempfile.mkdtemp(prefix="imgcls-"))
+        shutil.rmtree(inside, ignore_errors=True)
+        inside.mkdir()
+        return inside
+
+    def write(self, state: ServerState) -> None:
+        """Writes state.json."""
+        write_atomic(self.state_file, state.model_dump_json(indent=2) + "\n")
+
+    def read(self) -> ServerState | None:
+        """Returns the recorded server, whether or not it is alive; None when there is none.
+
+        Raises:
+            ServingError: state.json is broken.
+        """
+        try:
+            text = self.state_file.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as err:
+            raise ServingError(f"{self.state_file}: cannot be read ({err})") from err
+        try:
+            return ServerState.model_validate_json(text)
+        except ValidationError as err:
+            reason = err.errors(include_url=False)[0]["msg"]
+            raise ServingError(
+                f"{self.state_file}: is broken ({reason}); end its java process if one runs, and remove the file"
+            ) from err
+
+    def read_running(self) -> ServerState:
+        """Returns the recorded server, which is alive.
+
+        Raises:
+            NotRunningError: there is none, or its process is gone.
+            ServingError: state.json is broken.
+        """
+        state = self.read()
+        if state is None:
+            raise NotRunningError(
+                f"no server was started with the state folder {self.path}; start one with imgcls serve"
+            )
+        if find_process(state) is None:
+            raise NotRunningError(
+                f"the server of {self.path} is gone: its process {state.pid} has ended without imgcls stop; "
+                f"see {self.console_log}, and start it again with imgcls serve"
+            )
+        return state
+
+    def forget(self, temporary: Path) -> None:
+        """Removes what a stopped server leaves: its temporary folder, its tokens and its state; the logs stay."""
+        shutil.rmtree(temporary, ignore_errors=True)
+        self.key_file.unlink(missing_ok=True)
+        self.state_file.unlink(missing_ok=True)
+
+
+def find_process(state: ServerState) -> psutil.Process | None:
+    """Returns the frontend's process, or None when it has ended; never another process that got its pid."""
+    try:
+        process = psutil.Process(state.pid)
+        if abs(process.create_time() - state.created_s) > CREATE_TIME_TOLERANCE_S:
+            return None
+        return None if process.status() == psutil.STATUS_ZOMBIE else process
+    except psutil.NoSuchProcess:
+        return None

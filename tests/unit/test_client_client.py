@@ -1,0 +1,184 @@
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imgcls.client import Client
+from imgcls.client.answers import error_of, parse_prediction
+from imgcls.client.errors import (
+    BadImageError,
+    BadRequestError,
+    ConnectionFailedError,
+    ModelNotFoundError,
+    NotAuthorisedError,
+    OverloadedError,
+    RequestTimeoutError,
+    ServerError,
+    UnexpectedAnswerError,
+)
+from imgcls.errors import ClientError
+from imgcls.serving.errors import NotReadyError
+from imgcls.serving.readiness import check_golden
+from model.golden import GoldenItem
+
+ANSWER = {
+    "model": "imgcls",
+    "version": "1.0",
+    "predictions": [
+        {"label": "three", "index": 3, "probability": 0.9},
+        {"label": "one", "index": 1, "probability": 0.1},
+    ],
+}
+
+
+class Fake(ThreadingHTTPServer):
+    """Only the transport is faked: answers one after the other, the last one for ever."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers: list[tuple[int, Any]] = [(200, ANSWER)]
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Fake
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append((self.path, dict(self.headers), data))
+        answers = self.server.answers
+        status, body = answers.pop(0) if len(answers) > 1 else answers[0]
+        if status == 0:  # the connection breaks
+            self.close_connection = True
+            self.connection.close()
+            return
+        time.sleep(body.pop("delay_s", 0) if isinstance(body, dict) else 0)
+        text = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    server = Fake()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_prediction_is_typed_and_the_request_is_as_agreed(fake: Fake, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"png")
+    with Client(fake.url + "/", token="secret", model="a b", version="2.0") as client:
+        prediction = client.predict_file(tmp_path / "x.png", top_k=2)
+    assert (prediction.best.label, prediction.best.index, len(prediction.ranked)) == ("three", 3, 2)
+    path, headers, data = fake.requests[0]
+    assert (path, data) == ("/predictions/a%20b/2.0", b"png")
+    assert (headers["Authorization"], headers["top_k"]) == ("Bearer secret", "2")
+    assert headers["Content-Type"] == "application/octet-stream"
+
+
+def test_netrc_and_proxy_do_not_replace_the_token(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    with Client(fake.url, token="secret") as client:
+        client.predict(b"x")
+    assert fake.requests[0][1]["Authorization"] == "Bearer secret"
+
+
+def test_broken_connection_is_tried_again(fake: Fake) -> None:
+    fake.answers = [(0, None), (0, None), (200, ANSWER)]
+    with Client(fake.url, retries=2) as client:
+        assert client.predict(b"x").best.index == 3
+    assert len(fake.requests) == 3
+
+
+def test_nobody_listening_is_said_so() -> None:
+    with (
+        Client("http://127.0.0.1:9", retries=1) as client,
+        pytest.raises(ConnectionFailedError, match="nobody listens"),
+    ):
+        client.predict(b"x")
+
+
+def test_timeout_is_not_tried_again(fake: Fake) -> None:
+    fake.answers = [(200, {**ANSWER, "delay_s": 0.5})]
+    with Client(fake.url, timeout_s=0.1, retries=3) as client, pytest.raises(RequestTimeoutError, match=r"0\.1 s"):
+        client.predict(b"x")
+    assert len(fake.requests) == 1
+
+
+def test_status_is_not_tried_again(fake: Fake) -> None:
+    fake.answers = [(503, {"code": 503, "type": "ServiceUnavailableException", "message": "no worker"})]
+    with Client(fake.url, retries=3) as client, pytest.raises(OverloadedError):
+        client.predict(b"x")
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, {"error": {"code": "empty_image", "reason": "no bytes"}}, BadImageError),
+        (422, {"error": {"code": "undecodable_image", "reason": "cut off"}}, BadImageError),
+        (400, {"error": {"code": "bad_request", "reason": "top_k is 0"}}, BadRequestError),
+        (500, {"error": {"code": "non_finite_answer", "reason": "NaN"}}, ServerError),
+        (400, {"code": 400, "type": "InvalidKeyException", "message": "Token"}, NotAuthorisedError),
+        (401, None, NotAuthorisedError),
+        (404, {"code": 404, "type": "ModelNotFoundException", "message": "Model not found: x"}, ModelNotFoundError),
+        (413, None, BadImageError),
+        (429, None, OverloadedError),
+        (503, {"message": "queue"}, OverloadedError),
+        (507, {"message": "memory"}, ServerError),
+        (418, "tea", BadRequestError),
+    ],
+)
+def test_each_answer_has_its_error(status: int, body: object, kind: type[ClientError]) -> None:
+    error = error_of(status, body, text="raw")
+    assert type(error) is kind
+    assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "body", [None, [], {}, {**ANSWER, "predictions": []}, {**ANSWER, "predictions": [{"label": "x"}]}]
+)
+def test_foreign_answer_is_refused(body: object) -> None:
+    with pytest.raises(UnexpectedAnswerError):
+        parse_prediction(body)
+
+
+def test_file_that_cannot_be_read_is_a_client_error(tmp_path: Path) -> None:
+    with Client("http://127.0.0.1:9") as client, pytest.raises(ClientError, match="Is a directory"):
+        client.predict_file(tmp_path)
+
+
+@pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x", "http://"])
+def test_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ClientError, match="expected one such as"):
+        Client(url)
+
+
+def test_golden_answers_must_be_right(fake: Fake) -> None:
+    right = GoldenItem(file="a.png", index=3, label="three", probability=0.9, data=b"x")
+    with Client(fake.url) as client:
+        check_golden(client, [right], where=Path("a.mar"))
+        for change in ({"index": 2}, {"probability": 0.5}):
+            with pytest.raises(NotReadyError, match=r"a\.mar: golden input a\.png"):
+                check_golden(client, [right.model_copy(update=change)], where=Path("a.mar"))
+        fake.answers = [(500, {"message": "broken"})]
+        with pytest.raises(NotReadyError, match="was not answered"):
+            check_golden(client, [right], where=Path("a.mar"))

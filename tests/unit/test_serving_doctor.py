@@ -1,0 +1,112 @@
+import json
+import socket
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from imgcls.serving import doctor
+from imgcls.serving.errors import JavaError
+from imgcls.serving.java import find_java
+from imgcls.serving.ports import Ports
+
+Usage = namedtuple("Usage", "total used free")
+
+
+def make_java(folder: Path, *, version: str) -> Path:
+    java = folder / "bin" / "java"
+    java.parent.mkdir(parents=True)
+    java.write_text(f"#!/bin/sh\necho '{version}' >&2\n")
+    java.chmod(0o755)
+    return java
+
+
+def test_java_comes_from_the_choice_or_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    java = make_java(tmp_path / "home", version='openjdk version "21.0.1" 2023')
+    assert find_java(str(tmp_path / "home")) == java
+    monkeypatch.setenv("IMGCLS_JAVA", str(tmp_path / "home"))
+    assert find_java() == java
+    monkeypatch.setenv("IMGCLS_JAVA", str(tmp_path))
+    with pytest.raises(JavaError, match="is no executable"):
+        find_java()
+
+
+def test_system_java_is_used_only_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    java = make_java(tmp_path, version='openjdk version "17.0.9"')
+    monkeypatch.delenv("IMGCLS_JAVA", raising=False)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    assert find_java("system") == java
+    monkeypatch.delenv("JAVA_HOME")
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    with pytest.raises(JavaError, match="no java on PATH"):
+        find_java("system")
+
+
+@pytest.mark.parametrize(("said", "expected"), [('version "1.8.0_392"', "is Java 8"), ("hello", "tells no version")])
+def test_unusable_java_is_refused(tmp_path: Path, said: str, expected: str) -> None:
+    make_java(tmp_path, version=said)
+    with pytest.raises(JavaError, match=expected):
+        find_java(str(tmp_path))
+    (finding,) = doctor.check_java(str(tmp_path))
+    assert finding.status == "error" and finding.fix
+
+
+def test_package_that_cannot_be_imported_is_named_with_its_fix() -> None:
+    (finding,) = doctor.check_packages(Path(sys.executable), names={"json": "json", "no_such_module": "it"})
+    assert (finding.status, finding.name, finding.fix) == ("error", "package it", "pip install 'it'")
+    (finding,) = doctor.check_packages(Path("/nowhere/python"), names={"json": "json"})
+    assert finding.status == "error"
+
+
+def test_taken_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        ports = Ports(inference=port, management=1, metrics=1, grpc_inference=1, grpc_management=1)
+        findings = doctor.check_ports(ports)
+    assert any(f"port {port} (inference) is in use by pid" in finding.detail for finding in findings)
+
+
+def test_missing_and_empty_model_stores_are_told_apart(tmp_path: Path) -> None:
+    (finding,) = doctor.check_archive(tmp_path / "none" / "imgcls.mar")
+    assert "is missing" in finding.detail and "build_mar" in finding.fix
+    (finding,) = doctor.check_archive(tmp_path / "imgcls.mar")
+    assert "is empty" in finding.detail
+    (tmp_path / "imgcls.mar").write_bytes(b"PK junk")
+    (finding,) = doctor.check_archive(tmp_path / "imgcls.mar")
+    assert finding.status == "error" and "cannot be read" in finding.detail
+
+
+def test_gpu_is_missed_only_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [finding.status for finding in doctor.check_gpus({}, {})] == ["ok"]
+    assert [finding.status for finding in doctor.check_gpus({"number_of_gpu": "0"}, {})] == ["ok"]
+    assert [finding.status for finding in doctor.check_gpus({"number_of_gpu": "1"}, {})] == ["error"]
+    assert [finding.status for finding in doctor.check_gpus({}, {"deviceType": "gpu"})] == ["error"]
+
+
+@pytest.mark.parametrize(("free", "status"), [(10, "error"), (100_000_000, "warning"), (10**10, "ok")])
+def test_full_disk_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, status: str) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(free, 0, free))
+    assert [finding.status for finding in doctor.check_disk([tmp_path / "not" / "there"])] == [status]
+
+
+def test_overriding_variables_are_warned_of() -> None:
+    findings = doctor.check_environment({"TS_METRICS_MODE": "log", "JAVA_TOOL_OPTIONS": "-Xmx1m", "JAVA_HOME": "/j"})
+    assert [finding.status for finding in findings] == ["warning", "warning", "ok"]
+    assert [finding.status for finding in doctor.check_environment({})] == ["ok"]
+
+
+def test_every_finding_that_is_not_ok_has_a_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "PACKAGES", {"json": "json"})
+    monkeypatch.setenv("TS_X", "1")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "state.json").write_text("broken")
+    subject = doctor.Subject(
+        archive=tmp_path / "x.mar", config=tmp_path / "none", state=tmp_path / "state", port=70000, java=str(tmp_path)
+    )
+    findings = doctor.examine(subject)
+    wrong = [finding for finding in findings if finding.status != "ok"]
+    assert {"configuration", "java", "archive", "state", "ports", "environment"} <= {finding.name for finding in wrong}
+    assert all(finding.fix for finding in wrong), wrong
+    assert json.dumps([finding.__dict__ for finding in findings])

@@ -1,0 +1,80 @@
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from imgcls.serving import logs
+from imgcls.serving.errors import WorkerFailedError
+from imgcls.serving.readiness import LogWatch
+from imgcls.serving.state import StateFolder
+
+STAMP = "2026-11-23T07:53:12,0"
+MODEL_LOG = "".join(
+    f"{STAMP}{10 + number} [INFO ] W-9000-imgcls_1.0-stdout MODEL_LOG - {text}\n"
+    for number, text in enumerate(
+        [
+            "Listening on port: /tmp/.ts.sock.9000",
+            "[PID]6132",
+            "model_name: imgcls, batchSize: 4",
+            "Backend worker process died.",
+            "Traceback (most recent call last):",
+            '  File "image_classifier.py", line 50, in initialize',
+            "    raise ValueError(...)",
+            "ValueError: spec.yaml: size is 0",
+            "expected at least 1",
+        ]
+    )
+)
+SERVER_LOG = f"{STAMP} [WARN ] W-9000-imgcls_1.0 org.pytorch.serve.wlm.BatchAggregator - Load model failed: imgcls\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StateFolder:
+    folder = StateFolder(tmp_path)
+    folder.logs.mkdir()
+    return folder
+
+
+def test_failure_is_the_workers_own_traceback(folder: StateFolder) -> None:
+    folder.model_log.write_text(MODEL_LOG)
+    folder.server_log.write_text(SERVER_LOG)
+    failure = logs.find_failure(folder.model_log, folder.server_log)
+    assert failure.reason == "ValueError: spec.yaml: size is 0"
+    assert failure.details.startswith("Traceback") and failure.details.endswith("expected at least 1")
+
+
+def test_killed_worker_that_said_nothing_is_reported_in_torchserves_words(folder: StateFolder) -> None:
+    folder.model_log.write_text(MODEL_LOG.split(f"{STAMP}13")[0])
+    folder.server_log.write_text(SERVER_LOG)
+    failure = logs.find_failure(folder.model_log, folder.server_log)
+    assert "killed" in failure.reason and "Load model failed" in failure.details
+
+
+def test_chained_exception_is_named_by_its_last(folder: StateFolder) -> None:
+    lines = ["Traceback (x)", "  a", "KeyError: 1", "During handling:", "Traceback (x)", "  b", "RuntimeError: 2"]
+    assert logs.reason_of(lines) == "RuntimeError: 2"
+
+
+def test_watch_sees_only_what_happens_after_it_was_made(folder: StateFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgcls.serving.readiness.LOG_FLUSH_S", 0)
+    folder.model_log.write_text(MODEL_LOG)
+    folder.server_log.write_text(SERVER_LOG)
+    watch = LogWatch(folder)
+    watch.raise_failure("imgcls")
+    with folder.model_log.open("a") as log:
+        log.write(MODEL_LOG.replace("size is 0", "size is -1"))
+    with folder.server_log.open("a") as log:
+        log.write(SERVER_LOG)
+    with pytest.raises(WorkerFailedError, match="size is -1"):
+        watch.raise_failure("imgcls")
+
+
+def test_rolled_log_is_read_from_its_start(folder: StateFolder) -> None:
+    folder.model_log.write_text("a\n")
+    assert logs.read_lines(folder.model_log, offset=500) == ["a"]
+
+
+def test_log_configuration_is_well_formed() -> None:
+    root = ElementTree.fromstring(logs.log4j_config())
+    appenders = {element.get("name") for element in root.iter("RollingFile")}
+    assert {element.get("ref") for element in root.iter("AppenderRef")} == appenders
