@@ -24,13 +24,14 @@ from imgcls.errors import DataError, ImgclsError
 from imgcls.training.augment import augment
 from imgcls.training.batches import Batches, open_batches
 from imgcls.training.config import read_config
-from imgcls.training.optimise import make_optimiser, make_schedule
+from imgcls.training.optimise import make_optimiser, make_schedule, restore_schedule
 from imgcls.training.progress import EpochProgress, log
 from imgcls.training.run import (
     Epoch,
     open_run,
     read_checkpoint,
     write_checkpoint,
+    write_config,
     write_history,
     write_setup,
     write_weights,
@@ -50,9 +51,12 @@ def main(arguments: Sequence[str]) -> int:
     generator = seed_everything(config.seed)
 
     # Data: its splits, and what is wrong with them. Class order is sorted, so it is the same in every run.
-    source = open_source(config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction)
-    if "train" not in source.splits:
-        raise DataError(f"{config.data}: has no train split; give a folder with train/, or one folder a class")
+    source = open_source(
+        config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
+    )
+    for split in ("train", "val"):
+        if split not in source.splits:
+            raise DataError(f"{config.data}: has no {split} split; give a folder with train/, or one folder a class")
     report(source.problems, where="listing", strict=config.strict)
     for warning in check_source(source):
         log(f"warning: {warning}")
@@ -64,22 +68,24 @@ def main(arguments: Sequence[str]) -> int:
     spec = with_statistics(spec, config, train.sample_pixels())
 
     # Network, loss, optimiser and schedule. channels_last is what convolutions are fastest in, on CPU and GPU.
-    network = start_network(spec, config).to(device, memory_format=torch.channels_last)
+    network = start_network(spec, config).to(device).to(memory_format=torch.channels_last)
     normalise = Normalise(spec).to(device)
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     optimiser = make_optimiser(network, config)
     schedule = make_schedule(optimiser, config, steps=config.epochs * len(train))
     history: list[Epoch] = []
     if config.resume:
-        state, history = read_checkpoint(run, classes=spec.classes)
+        state, history = read_checkpoint(run, spec=spec)
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
-        schedule.load_state_dict(state["schedule"])
+        restore_schedule(schedule, state["schedule"])
         generator.set_state(state["generator"])
     else:
-        write_setup(run, config=config, spec=spec, val=source.splits["val"])
+        write_setup(run, spec=spec, val=source.splits["val"], golden=config.golden)
+    write_config(run, config)
     parameters = sum(p.numel() for p in network.parameters())
-    log(f"{spec.network}: {parameters:,} parameters, {spec.channels} x {spec.size} x {spec.size} input, {len(spec.classes)} classes, on {device}")
+    shape = f"{spec.channels} x {spec.size} x {spec.size}"
+    log(f"{spec.network}: {parameters:,} parameters, {shape} input, {len(spec.classes)} classes, on {device}")
 
     # Loop: one epoch of steps, then validation; the best weights by validation are the run's, the last its checkpoint.
     try:
@@ -126,15 +132,17 @@ def main(arguments: Sequence[str]) -> int:
                 },
                 history=history,
             )
+            mark = " (best)" if val_accuracy > best else ""
             log(
                 f"epoch {number}/{config.epochs}  train loss {epoch.train_loss:.4f}  val loss {val_loss:.4f}  "
-                f"val accuracy {val_accuracy:.4f}{' (best)' if val_accuracy > best else ''}  {images_per_s:,.0f} images/s"
+                f"val accuracy {val_accuracy:.4f}{mark}  {images_per_s:,.0f} images/s"
             )
     except KeyboardInterrupt:
         # Keep what was learnt: the best epoch is on disk; before the first epoch's end the weights of this moment are.
         if not history:
             write_weights(run, network)
-        log(f"interrupted after {len(history)} of {config.epochs} epochs; {run} holds the best weights so far; go on with --resume")
+        held, onward = ("best", "go on with --resume") if history else ("unfinished", "start again with --overwrite")
+        log(f"interrupted after {len(history)} of {config.epochs} epochs; {run} holds the {held} weights; {onward}")
         return 130
     log(f"wrote {run}; next: imgcls evaluate {run}, then ./build_mar.sh {run}")
     return 0
@@ -158,9 +166,10 @@ def report(problems: Sequence[Problem], *, where: str, strict: bool) -> None:
     for problem in problems[:20]:
         log(f"left out: {problem.name}: {problem.reason}")
     if problems:
-        log(f"left out {len(problems)} files while {where}")
+        log(f"files left out while {where}: {len(problems)}")
     if problems and strict:
-        raise DataError(f"{len(problems)} files cannot be used, first {problems[0].name}: {problems[0].reason}; mend them, or leave --strict off")
+        first = f"{problems[0].name}: {problems[0].reason}"
+        raise DataError(f"{len(problems)} files cannot be used, first {first}; mend them, or leave --strict off")
 
 
 def interrupt(*_: object) -> None:
@@ -172,6 +181,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
-    except (ImgclsError, ModelError) as err:
+    except (ImgclsError, ModelError, OSError) as err:  # OSError: a disk that is full or may not be written
         print(f"error: {err}", file=sys.stderr)
         sys.exit(getattr(err, "exit_code", 1))
+    except KeyboardInterrupt:
+        print("interrupted before the first step; nothing was trained", file=sys.stderr)
+        sys.exit(130)

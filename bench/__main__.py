@@ -56,7 +56,8 @@ def bench(
                     measured.setdefault(f"TorchServe, {cores} workers, {connections} connections", []).append(load)
         finally:
             stop(state)
-    print(f"{network}, {kind}; {cores} cores, {platform.machine()}; {rounds} rounds of {duration_s} s; {date.today()}\n")
+    machine = f"{cores} cores, {platform.machine()}"
+    print(f"{network}, {kind}; {machine}; {rounds} rounds of {duration_s} s; {date.today()}\n")
     print(as_table(measured))
 
 

@@ -44,7 +44,7 @@ def load_server(url: str, *, token: str, images: Path, connections: int, duratio
 
 
 def load_in_process(run: Path, *, images: Path, processes: int, duration_s: int) -> Load:
-    """Runs the handler's pipeline (decode, resize, network, softmax) without a server: `processes` of one thread each."""
+    """Runs the handler's pipeline, from bytes to probabilities, without a server: `processes` of one thread each."""
     command = [sys.executable, "-m", "bench.inprocess", str(run), str(images), str(duration_s)]
     children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
     measured = [json.loads(child.communicate(timeout=duration_s + 120)[0]) for child in children]

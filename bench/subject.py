@@ -53,8 +53,8 @@ def make_photograph(path: Path, *, seed: int) -> Path:
     height, width = 375, 500
     frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
     frequencies[0, 0] = 1
-    channels = [np.fft.ifft2(np.fft.fft2(generator.standard_normal((height, width))) / frequencies**0.9).real for _ in "rgb"]
-    picture = np.stack(channels, axis=2)
+    spectrum = np.fft.fft2(generator.standard_normal((3, height, width))) / frequencies**0.9
+    picture = np.fft.ifft2(spectrum).real.transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
     picture = 128 + 50 * (picture - picture.mean()) / picture.std()
     buffer = io.BytesIO()
     Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)

@@ -3,7 +3,8 @@
     initialize ─► (preprocess ─► inference ─► postprocess) for each batch
 
 It loads no pickle, falls back to nothing silently, and answers each item of a batch for itself: a bad image gets its
-own 4xx with a reason, the others their predictions. Why it is not built on TorchServe's BaseHandler: docs/architecture.md.
+own 4xx with a reason, the others their predictions. Why it is not built on TorchServe's BaseHandler:
+docs/architecture.md.
 """
 
 import json
@@ -24,7 +25,7 @@ from handler.settings import count_threads, read_settings
 from model.classifier import Classifier
 from model.errors import ImageError, ModelError, NumericError
 from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, describe_mismatch, parse_golden
-from model.labels import rank, read_labels
+from model.labels import LABELS_FILE, rank, read_labels
 from model.preprocess import pixels_from_bytes
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class ImageClassifier:
         """Loads the archive that TorchServe has unpacked, and answers its golden inputs.
 
         Raises:
-            RuntimeError: the code that was imported is not the archive's, or TorchServe wants a GPU that torch can't use.
+            RuntimeError: the imported code is not the archive's, or TorchServe wants a GPU that torch cannot use.
             ModelError: the spec, weights, labels or settings cannot be used, or a golden answer is wrong.
         """
         folder = Path(context.system_properties["model_dir"])
@@ -52,7 +53,7 @@ class ImageClassifier:
         torch.set_num_threads(threads)
         device = choose_device(context.system_properties.get("gpu_id"))
         self.classifier = Classifier.load(folder, device=device)
-        self.labels = read_labels(folder / "index_to_name.json", count=len(self.classifier.spec.classes))
+        self.labels = read_labels(folder / LABELS_FILE, count=len(self.classifier.spec.classes))
         self.name = context.manifest["model"]["modelName"]
         self.version = context.manifest["model"].get("modelVersion", "1.0")
         self._check_golden(folder / GOLDEN_FOLDER)
@@ -90,7 +91,9 @@ class ImageClassifier:
     def _prepare(self, item: Mapping[str, Any], headers: Any) -> Prepared:
         try:
             if headers.get_request_property("explain") == "True":
-                raise NotOfferedError("this archive answers predictions only; ask /predictions instead of /explanations")
+                raise NotOfferedError(
+                    "this archive answers predictions only; ask /predictions instead of /explanations"
+                )
             request: ImageRequest = read_request(item, headers, default_top_k=self.settings.top_k)
             spec = self.classifier.spec
             return pixels_from_bytes(request.image, spec, max_pixels=self.settings.max_pixels), request.top_k

@@ -5,7 +5,6 @@ each query parameter under its own name. A JSON body is already parsed, unless i
 """
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,9 +46,13 @@ def read_request(item: Mapping[str, Any], headers: Headers, *, default_top_k: in
         body = _find_body(body, kind="JSON object")
         image = _decode_base64(body)
     elif isinstance(body, str):
-        image = body.encode()
-    else:
+        image = body.encode(errors="replace")
+    elif isinstance(body, bytes | bytearray):
         image = bytes(body)
+    else:
+        raise RequestError(
+            f'the JSON body is {type(body).__name__}; expected an object such as {{"image": "<base64>"}}'
+        )
     top_k = options.get("top_k", headers.get_request_property("top_k"))
     return ImageRequest(image=image, top_k=default_top_k if top_k is None else _parse_top_k(top_k))
 
@@ -69,11 +72,11 @@ def _find_body(item: Mapping[str, Any], *, kind: str = "request") -> Any:
 
 def _parse_json(body: Any) -> Any:
     """Parses a body that is JSON but was not sent as application/json; anything else comes back as it is."""
-    if not isinstance(body, bytes | bytearray) or not body.lstrip()[:1] == b"{":
+    if not isinstance(body, bytes | bytearray) or body.lstrip()[:1] != b"{":
         return body
     try:
         return json.loads(body)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise RequestError(f"the body starts like JSON but cannot be parsed: {err}") from err
 
 
@@ -83,7 +86,7 @@ def _decode_base64(text: Any) -> bytes:
     payload = text.partition(",")[2] if text.startswith("data:") else text  # a data: URL carries the same base64
     try:
         return base64.b64decode("".join(payload.split()), validate=True)
-    except binascii.Error as err:
+    except ValueError as err:  # binascii.Error is one; characters beyond ASCII raise a plain one
         raise RequestError(f"the image in the JSON body is not valid base64: {err}") from err
 
 

@@ -1,9 +1,9 @@
 """The `handler:` section of model-config.yaml, and how many threads a worker takes.
 
-    handler:
-      threads: auto        # torch threads of one worker; auto: cores over workers
-      top_k: 5             # classes in an answer, unless the request says otherwise
-      max_pixels: 50000000 # width times height of the largest image that is decoded
+handler:
+  threads: auto        # torch threads of one worker; auto: cores over workers
+  top_k: 5             # classes in an answer, unless the request says otherwise
+  max_pixels: 50000000 # width times height of the largest image that is decoded
 """
 
 import os
@@ -17,6 +17,7 @@ from model.errors import SpecError, describe_validation_error
 from model.images import MAX_PIXELS
 
 Positive = Annotated[int, Field(ge=1)]
+PILLOW_MAX_PIXELS = 178_956_970  # Pillow itself refuses larger images
 
 
 class HandlerSettings(BaseModel):
@@ -26,7 +27,7 @@ class HandlerSettings(BaseModel):
 
     threads: Positive | Literal["auto"] = "auto"
     top_k: Positive = 5
-    max_pixels: Positive = MAX_PIXELS
+    max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = MAX_PIXELS
 
 
 def read_settings(model_config: Mapping[str, Any]) -> HandlerSettings:

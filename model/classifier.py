@@ -28,7 +28,7 @@ class Classifier:
     def __init__(self, spec: ModelSpec, network: nn.Module, *, device: torch.device | str = "cpu") -> None:
         self.spec = spec
         self.device = torch.device(device)
-        self.network = network.to(self.device, memory_format=torch.channels_last).eval()
+        self.network = network.to(self.device).to(memory_format=torch.channels_last).eval()
         self.normalise = Normalise(spec).to(self.device)
 
     @classmethod
@@ -53,7 +53,7 @@ class Classifier:
         return logits.float().cpu()
 
     def probabilities(self, pixels: npt.NDArray[np.uint8] | Tensor) -> npt.NDArray[np.float32]:
-        """uint8 (B, C, H, W) -> softmax probabilities (B, classes); NaN where the network answers with NaN or infinity."""
+        """uint8 (B, C, H, W) -> softmax probabilities (B, classes); NaN where the logits are not finite."""
         probabilities: npt.NDArray[np.float32] = self.logits(pixels).softmax(dim=1).numpy()
         return probabilities
 

@@ -73,6 +73,9 @@ def describe_validation_error(error: ValidationError, *, where: str) -> str:
     """Returns every problem of a pydantic error on one line: where, field, what it got, what it accepts."""
     problems = []
     for item in error.errors(include_url=False):
+        if item["type"] == "value_error":  # raised by a validator of ours, which says itself what it got
+            problems.append(str(item["ctx"]["error"]))
+            continue
         field = ".".join(str(part) for part in item["loc"]) or "(whole)"
         got = "" if item["type"] == "missing" else f" (got {_shorten(item['input'])})"
         text = "is not a field that is known here" if item["type"] == "extra_forbidden" else item["msg"]

@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from model.errors import SpecError
 
+LABELS_FILE = "index_to_name.json"
+
 
 class Ranked(TypedDict):
     """One line of an answer."""

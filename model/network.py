@@ -132,5 +132,7 @@ def _build_timm(spec: ModelSpec) -> nn.Module:
             f"for {spec.channels} x {spec.size} x {spec.size} inputs: {err}"
         ) from err
     if logits.shape != (1, len(spec.classes)):
-        raise SpecError(f"network {spec.network!r} answers with shape {tuple(logits.shape)}, not (1, {len(spec.classes)})")
+        raise SpecError(
+            f"network {spec.network!r} answers with shape {tuple(logits.shape)}, not (1, {len(spec.classes)})"
+        )
     return network.train()

@@ -32,6 +32,7 @@ def to_pixels(image: Image.Image, spec: ModelSpec) -> npt.NDArray[np.uint8]:
 
     Args:
         image: mode L, RGB or RGBA as `spec.channels` says, any size.
+        spec: whose size, resize and interpolation count.
 
     Returns:
         uint8, shape (spec.channels, spec.size, spec.size).

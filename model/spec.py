@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from model.errors import SpecError, describe_validation_error
 
 Channels = Literal[1, 3, 4]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
@@ -31,16 +32,15 @@ class ModelSpec(BaseModel):
     size: Annotated[int, Field(ge=1, le=4096)]
     resize: Annotated[int, Field(ge=1, le=8192)]
     interpolation: Interpolation = "bilinear"
-    mean: tuple[float, ...]
-    std: tuple[Annotated[float, Field(gt=0)], ...]
+    mean: tuple[Finite, ...]
+    std: tuple[Annotated[Finite, Field(gt=0)], ...]
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if len(self.mean) != self.channels or len(self.std) != self.channels:
-            raise ValueError(
-                f"mean has {len(self.mean)} and std {len(self.std)} values; expected {self.channels} each, one a channel"
-            )
+            got = f"mean has {len(self.mean)} and std {len(self.std)} values"
+            raise ValueError(f"{got}; expected {self.channels} each, one a channel")
         if self.resize < self.size:
             raise ValueError(f"resize is {self.resize}; expected at least size, which is {self.size}")
         if len(set(self.classes)) != len(self.classes):

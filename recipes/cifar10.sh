@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 data="${1:-torchvision:CIFAR10}" bin="${BIN:-.venv/bin}" run="${RUN:-runs/cifar10}" state="${STATE:-.imgcls/cifar10}"
 store="${STORE:-$run}"
 
-time "$bin/python" train.py --data "$data" --out "$run" --overwrite --epochs 16 --batch-size 128 --val-fraction 0.1 \
+time "$bin/python" train.py --data "$data" --out "$run" --overwrite --epochs 20 --batch-size 128 --val-fraction 0.1 \
     --lr 0.1 --nesterov --weight-decay 5e-4 --schedule one-cycle --flip --shift 4 \
     --parameters '{"widths": [32, 64, 128], "hidden": 256, "norm": "batch"}'
 

@@ -50,7 +50,7 @@ def compare(
         f"{largest:.1e}; accuracy as served {right / len(samples):.4f}"
     )
     if different:
-        raise DataError(f"{len(different)} served labels differ from the offline ones, first {', '.join(different[:5])}")
+        raise DataError(f"{len(different)} served labels differ from the offline ones, first that of {different[0]}")
 
 
 def read_predictions(path: Path) -> dict[str, tuple[str, float]]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from imgcls.archive import selftest
 from imgcls.archive.contents import extract
-from imgcls.archive.pack import pack_archive, publish
-from imgcls.archive.stage import ServingOptions, stage_archive
+from imgcls.archive.pack import pack_archive, publish, refuse_bad_names
+from imgcls.archive.stage import ServingOptions, refuse_incomplete, stage_archive
 from imgcls.errors import ArchiveError
 from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, describe_mismatch, parse_golden
 
@@ -26,10 +26,12 @@ def build_archive(
     """Builds `store/name.mar` from a run directory.
 
     Raises:
-        ArchiveError: the run is incomplete, the store cannot be written, or the built archive does not answer its
-            golden inputs as the run's weights do.
+        ArchiveError: the run is incomplete, the name cannot be used, the store cannot be written, or the built archive
+            does not answer its golden inputs as the run's weights do.
         ModelError: the run's spec, weights or labels cannot be used.
     """
+    refuse_bad_names(name=name, version=version)
+    refuse_incomplete(run)
     try:
         store.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=store.absolute()) as temporary:
@@ -53,18 +55,27 @@ def self_test(unpacked: Path) -> None:
     Raises:
         ArchiveError: the handler cannot be loaded, or an answer is wrong.
     """
-    command = [sys.executable, selftest.__file__, str(unpacked)]
+    command = [sys.executable, "-P", selftest.__file__, str(unpacked)]  # -P: the archive is first on the path
     environment = os.environ | {"PYTHONPATH": str(unpacked), "PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
         result = subprocess.run(
-            command, env=environment, cwd=unpacked, capture_output=True, text=True, timeout=SELF_TEST_TIMEOUT_S, check=False
+            command,
+            env=environment,
+            cwd=unpacked,
+            capture_output=True,
+            text=True,
+            timeout=SELF_TEST_TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired as err:
-        raise ArchiveError(f"the archive's self-test did not answer within {SELF_TEST_TIMEOUT_S} s; nothing was written") from err
-    if result.returncode != 0:
+        raise ArchiveError(
+            f"the archive's self-test did not answer within {SELF_TEST_TIMEOUT_S} s; nothing was written"
+        ) from err
+    output = result.stdout.splitlines()
+    if result.returncode != 0 or not output:
         lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
         raise ArchiveError(f"the archive's handler cannot be loaded by TorchServe ({lines[-1]}); nothing was written")
-    _compare_golden(unpacked / GOLDEN_FOLDER, answers=json.loads(result.stdout.splitlines()[-1]))
+    _compare_golden(unpacked / GOLDEN_FOLDER, answers=json.loads(output[-1]))
 
 
 def _compare_golden(golden: Path, *, answers: list[dict[str, object]]) -> None:

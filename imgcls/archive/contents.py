@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,12 @@ from model.errors import SpecError
 
 MANIFEST = "MAR-INF/MANIFEST.json"
 NEEDED = (MANIFEST, "model-config.yaml", "spec.yaml", "index_to_name.json", "weights.safetensors")
+
+# What zipfile, json, yaml and looking things up in their results raise on an archive that is not in order.
+_UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, yaml.YAMLError, SpecError),
+    *(LookupError, TypeError, ValueError, AttributeError),
+)
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,8 @@ def read_contents(mar: Path) -> ArchiveContents:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist() if not entry.is_dir()}
         missing = [path for path in NEEDED if path not in sizes]
         if missing:
-            raise ArchiveError(
-                f"{mar}: is not an archive of imgcls, {', '.join(missing)} is not in it; build one with ./build_mar.sh RUN"
-            )
+            reason = f"is not an archive of imgcls, {', '.join(missing)} is not in it"
+            raise ArchiveError(f"{mar}: {reason}; build one with ./build_mar.sh RUN")
         manifest = json.loads(archive.read(MANIFEST))["model"]
         spec = yaml.safe_load(archive.read("spec.yaml"))
         return ArchiveContents(
@@ -74,6 +80,8 @@ def open_archive(mar: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(mar) as archive:
             yield archive
-    except (zipfile.BadZipFile, OSError, KeyError, TypeError, ValueError, EOFError, yaml.YAMLError, SpecError) as err:
+    except _UNREADABLE as err:
         reason = " ".join(str(err).split()) or type(err).__name__
-        raise ArchiveError(f"{mar}: cannot be read as a model archive ({reason}); build it again with ./build_mar.sh RUN") from err
+        raise ArchiveError(
+            f"{mar}: cannot be read as a model archive ({reason}); build it again with ./build_mar.sh RUN"
+        ) from err

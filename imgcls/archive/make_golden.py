@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from imgcls.errors import ArchiveError
 from model.classifier import Classifier
+from model.errors import ImageError, NumericError
 from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, GoldenItem
-from model.labels import read_labels
+from model.labels import LABELS_FILE, read_labels
 from model.preprocess import pixels_from_bytes
 from model.spec import ModelSpec
 
@@ -19,12 +21,16 @@ def write_golden(run: Path, folder: Path) -> None:
     """Writes golden/ into a staged archive.
 
     The inputs are the images that training left in the run's golden/ folder; a run without them (weights from
-    elsewhere) gets one made image. The answers are those of the staged weights, on the CPU.
+    elsewhere) gets one made image. The answers are those of the run's weights, on the CPU.
+
+    Raises:
+        ArchiveError: one of the run's golden images cannot be decoded.
+        ModelError: the run cannot be loaded, or answers with NaN.
     """
     golden = folder / GOLDEN_FOLDER
     golden.mkdir()
-    classifier = Classifier.load(folder)
-    labels = read_labels(folder / "index_to_name.json", count=len(classifier.spec.classes))
+    classifier = Classifier.load(run)
+    labels = read_labels(run / LABELS_FILE, count=len(classifier.spec.classes))
     for file in _inputs(run):
         shutil.copyfile(file, golden / file.name)
     if not any(golden.iterdir()):
@@ -36,8 +42,13 @@ def write_golden(run: Path, folder: Path) -> None:
 
 def answer(classifier: Classifier, file: Path, *, labels: tuple[str, ...]) -> GoldenItem:
     """Classifies one image file."""
-    pixels = pixels_from_bytes(file.read_bytes(), classifier.spec)
+    try:
+        pixels = pixels_from_bytes(file.read_bytes(), classifier.spec)
+    except ImageError as err:
+        raise ArchiveError(f"{GOLDEN_FOLDER}/{file.name}: {err}; replace or delete it in the run directory") from err
     row = classifier.probabilities(pixels[None])[0]
+    if not np.isfinite(row).all():
+        raise NumericError(f"the weights answer golden input {file.name} with NaN or infinity; train them again")
     best = int(row.argmax())
     return GoldenItem(file=file.name, index=best, label=labels[best], probability=float(row[best]))
 

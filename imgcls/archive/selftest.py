@@ -1,25 +1,33 @@
 """Loads an unpacked archive with TorchServe's own loader, Service and Context, and answers its golden inputs.
 
 Runs as a process of its own, with the archive's folder first on the path as in a worker:
-`PYTHONPATH=FOLDER python FILE FOLDER`. Imports nothing of imgcls, so that `model` and `handler` can only be the archive's.
-Prints one JSON line with the answers; a failure is its traceback and a non-zero exit.
+`PYTHONPATH=FOLDER python -P FILE FOLDER`. Imports nothing of imgcls, so that `model` and `handler` can only be the
+archive's. Prints one JSON line with the answers; a failure is a traceback, its reason as the last line, and a non-zero
+exit.
 """
 
+import importlib
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 
 def main(folder: Path) -> None:
     """Loads the archive, sends every golden input as one batch, and prints what came back."""
+    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
+    importlib.import_module(manifest["handler"])  # TsModelLoader would hide why it cannot be imported
     from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
     from ts.model_loader import TsModelLoader
 
-    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
     expected = json.loads((folder / "golden" / "expected.json").read_text())
     service = TsModelLoader().load(
-        manifest["modelName"], str(folder), manifest["handler"], batch_size=len(expected), metrics_cache=_metrics(MetricsCacheYamlImpl)
+        manifest["modelName"],
+        str(folder),
+        manifest["handler"],
+        batch_size=len(expected),
+        metrics_cache=_metrics(MetricsCacheYamlImpl),
     )
     service.set_cl_socket(None)
     batch = [_request(index, (folder / "golden" / item["file"]).read_bytes()) for index, item in enumerate(expected)]
@@ -44,4 +52,8 @@ def _metrics(cache_class: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        main(Path(sys.argv[1]))
+    except Exception as err:
+        traceback.print_exc()
+        sys.exit(f"{type(err).__name__}: {' '.join(str(err).split())}")

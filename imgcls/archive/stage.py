@@ -1,11 +1,11 @@
 """Lays out an archive's tree from a run directory: what will be in the .mar, before it is packed.
 
-    MAR-INF/MANIFEST.json   written by torch-model-archiver when it packs
-    model-config.yaml       TorchServe's keys and our `handler:` section
-    spec.yaml  weights.safetensors  index_to_name.json  metrics.json  train_config.yaml
-    model/  handler/        the code, under the names it has in the repository
-    golden/                 inputs with their expected answers
-    MODEL_CARD.md
+MAR-INF/MANIFEST.json   written by torch-model-archiver when it packs
+model-config.yaml       TorchServe's keys and our `handler:` section
+spec.yaml  weights.safetensors  index_to_name.json  metrics.json  train_config.yaml
+model/  handler/        the code, under the names it has in the repository
+golden/                 inputs with their expected answers
+MODEL_CARD.md
 """
 
 import shutil
@@ -21,9 +21,9 @@ from imgcls.archive.card import write_card
 from imgcls.archive.make_golden import write_golden
 from imgcls.errors import ArchiveError
 from model.classifier import SPEC_FILE, WEIGHTS_FILE
+from model.labels import LABELS_FILE, read_labels
 from model.spec import read_spec
 
-LABELS_FILE = "index_to_name.json"
 CONFIG_FILE = "model-config.yaml"
 REQUIRED = (WEIGHTS_FILE, SPEC_FILE, LABELS_FILE)
 OPTIONAL = ("metrics.json", "train_config.yaml")
@@ -46,10 +46,9 @@ def stage_archive(run: Path, folder: Path, *, name: str, version: str, options: 
     """Fills an empty folder with everything of the archive but its manifest.
 
     Raises:
-        ArchiveError: the run directory is missing or incomplete.
-        ModelError: its spec or weights cannot be used.
+        ArchiveError: the run's metrics.json or train_config.yaml is not what imgcls writes.
+        ModelError: its weights or golden images cannot be used.
     """
-    refuse_incomplete(run)
     for file in (*REQUIRED, *OPTIONAL):
         if (run / file).is_file():
             shutil.copyfile(run / file, folder / file)
@@ -61,13 +60,19 @@ def stage_archive(run: Path, folder: Path, *, name: str, version: str, options: 
 
 
 def refuse_incomplete(run: Path) -> None:
-    """Raises ArchiveError when a run directory lacks what an archive needs."""
+    """Checks that a run directory holds what an archive needs, before anything is written.
+
+    Raises:
+        ArchiveError: it is missing or lacks a file.
+        SpecError: its spec or its labels cannot be used.
+    """
     if not run.is_dir():
         raise ArchiveError(f"{run}: there is no such run directory; make one with python train.py --out {run}")
     missing = [file for file in REQUIRED if not (run / file).is_file()]
     if missing:
         raise ArchiveError(f"{run}: is not a complete run, {', '.join(missing)} is not in it; train it with train.py")
-    read_spec(run / SPEC_FILE)
+    spec = read_spec(run / SPEC_FILE)
+    read_labels(run / LABELS_FILE, count=len(spec.classes))
 
 
 def copy_package(source: Path, target: Path) -> None:

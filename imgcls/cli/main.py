@@ -1,6 +1,6 @@
 """Assembles the command `imgcls`; the one place where its errors are printed and exit codes are chosen.
 
-    0 done · 1 failed or refused · 2 usage
+0 done · 1 failed or refused · 2 usage
 """
 
 import os

@@ -10,6 +10,8 @@ def augment(pixels: Tensor, *, flip: bool, shift: int, generator: Generator) -> 
 
     Args:
         pixels: uint8 (B, C, H, W).
+        flip: whether to mirror.
+        shift: 0 for none.
         generator: on the CPU, so that a run draws the same on every device.
 
     Returns:

@@ -1,5 +1,6 @@
 """Batches of uint8 pixels and labels: from memory where the split fits, decoded on demand where it does not."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,18 +29,24 @@ class Batches:
 
     def __len__(self) -> int:
         """Returns the number of batches of an epoch; the last may be smaller."""
-        return -(-len(self.data) // self.batch_size)
+        return math.ceil(len(self.data) / self.batch_size)
 
     def draw(self, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields an epoch of (uint8 (B, C, H, W), int64 (B,)) on the CPU."""
         if isinstance(self.data, PixelDataset):
             yield from DataLoader(
-                self.data, self.batch_size, shuffle=self.shuffle, num_workers=self.workers, generator=generator, pin_memory=torch.cuda.is_available()
+                self.data,
+                self.batch_size,
+                shuffle=self.shuffle,
+                num_workers=self.workers,
+                generator=generator,
+                pin_memory=torch.cuda.is_available(),
             )
             return
         count = len(self.data)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        for indices in order.split(self.batch_size):
+        for start in range(0, count, self.batch_size):
+            indices = order[start : start + self.batch_size]
             yield self.data.pixels[indices], self.data.labels[indices]
 
     def sample_pixels(self) -> Tensor:
@@ -50,7 +57,9 @@ class Batches:
         return torch.stack([self.data[index][0] for index in range(0, len(self.data), step)])
 
 
-def open_batches(images: ImageSet, spec: ModelSpec, config: TrainConfig, *, shuffle: bool) -> tuple[Batches, tuple[Problem, ...]]:
+def open_batches(
+    images: ImageSet, spec: ModelSpec, config: TrainConfig, *, shuffle: bool
+) -> tuple[Batches, tuple[Problem, ...]]:
     """Opens a split for training or validation; returns it with the files that had to be left out.
 
     Raises:

@@ -6,10 +6,10 @@ Order of settings: flag, environment (IMGCLS_TRAIN_LR=0.1), the file given with 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -23,7 +23,13 @@ from imgcls.errors import UsageError
 from model.errors import describe_validation_error
 from model.spec import Channels, Interpolation
 
+
+def _parse_digits(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 Count = Annotated[int, Field(ge=1)]
+AnyChannels = Annotated[Channels | None, BeforeValidator(_parse_digits)]  # a flag's "3" is not the literal 3
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 
@@ -32,24 +38,34 @@ class TrainConfig(BaseSettings):
     """All choices of a run. What is None is decided from the data, and written as decided into spec.yaml."""
 
     model_config = SettingsConfigDict(
-        env_prefix="IMGCLS_TRAIN_", extra="forbid", frozen=True, cli_kebab_case=True, cli_implicit_flags=True,
+        env_prefix="IMGCLS_TRAIN_",
+        extra="forbid",
+        frozen=True,
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
         cli_hide_none_type=True,
     )
 
-    data: str = Field("digits", description="images: digits, a folder, a .zip, a .csv, a .jsonl, torchvision:CIFAR10, …")
+    data: str = Field(
+        "digits", description="images: digits, a folder, a .zip, a .csv, a .jsonl, torchvision:CIFAR10, …"
+    )
     out: Path = Field(Path("runs/latest"), description="the run directory to write")
     overwrite: bool = Field(False, description="replace a run that is already there")
-    resume: bool = Field(False, description="go on from the run's last checkpoint")
+    resume: bool = Field(False, description="go on from the run's last checkpoint, with its lr, momentum and decay")
     strict: bool = Field(False, description="stop at a corrupt, empty or unlabelled file instead of leaving it out")
     val_fraction: Fraction = Field(0.15, description="part held out for validation where the data has no val split")
     test_fraction: Fraction = Field(0.15, description="part held out for testing where the data has no test split")
 
     network: str = Field("simple_cnn", description="simple_cnn or timm/<name>")
-    parameters: dict[str, Any] = Field(default_factory=dict, description='of the network, as JSON: {"widths": [32, 64]}')
+    parameters: dict[str, Any] = Field(
+        default_factory=dict, description='of the network, as JSON: {"widths": [32, 64]}'
+    )
     weights: Path | None = Field(None, description="start from this safetensors file (the last layer may differ)")
     pretrained: bool = Field(False, description="start from timm's weights, from the hub")
-    channels: Channels | None = Field(None, description="1 grayscale, 3 RGB, 4 RGBA; default: as the images are")
-    size: Count | None = Field(None, description="side of the network's input in pixels; default: as the images are, or 224")
+    channels: AnyChannels = Field(None, description="1 grayscale, 3 RGB, 4 RGBA; default: as the images are")
+    size: Count | None = Field(
+        None, description="side of the network's input in pixels; default: as the images are, or 224"
+    )
     resize: Count | None = Field(None, description="the shorter side is resized to this before the crop; default: size")
     interpolation: Interpolation = Field("bilinear", description="of the resize")
     mean: list[float] | None = Field(None, description="per channel, of 0..1; default: measured on the training images")
@@ -66,11 +82,19 @@ class TrainConfig(BaseSettings):
     flip: bool = Field(False, description="augmentation: mirror half of the images")
     shift: Annotated[int, Field(ge=0)] = Field(0, description="augmentation: move each image by up to this many pixels")
 
-    seed: int = Field(0, description="of the split, the weights, the order and the augmentation")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        0, description="of the split, the weights, the order and the augmentation"
+    )
     device: str = Field("auto", description="auto (CUDA where present), cpu, cuda or cuda:N")
     threads: Count | None = Field(None, description="torch threads; default: torch's own choice")
     workers: Count | None = Field(None, description="that decode images; default: one a core")
     golden: Count = Field(4, description="validation images kept as the archive's golden inputs")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov is on and momentum is 0; expected a momentum above 0, such as 0.9")
+        return self
 
     def dump(self) -> str:
         """Returns the configuration as YAML; `train.py --config` repeats the run from it."""
@@ -85,15 +109,19 @@ def read_config(arguments: Sequence[str], *, description: str) -> TrainConfig:
         UsageError: an unknown key, or a value out of range, in any of them.
         SystemExit: --help, or a flag that does not exist (argparse prints why; exit status 2).
     """
-    parser = argparse.ArgumentParser(prog="train.py", description=description, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML with any of these settings, such as a run's train_config.yaml")
-    file, _ = _config_flag().parse_known_args(arguments)
+    parser = _make_parser(formatter_class=argparse.RawTextHelpFormatter, description=description)
+    file, _ = _make_parser(add_help=False).parse_known_args(arguments)
     from_file = _read_file(file.config) if file.config else {}
 
     class Sources(TrainConfig):
         @classmethod
         def settings_customise_sources(
-            cls, settings_cls: type[BaseSettings], *, env_settings: PydanticBaseSettingsSource, **_: PydanticBaseSettingsSource
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             flags = CliSettingsSource[Any](settings_cls, root_parser=parser, cli_parse_args=list(arguments))
             return flags, env_settings, InitSettingsSource(settings_cls, from_file)
@@ -107,9 +135,10 @@ def read_config(arguments: Sequence[str], *, description: str) -> TrainConfig:
         raise UsageError(f"{' '.join(str(err).split())}; lists and --parameters are JSON") from err
 
 
-def _config_flag() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--config", type=Path)
+def _make_parser(**options: Any) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="train.py", **options)
+    text = "YAML with any of these settings, such as a run's train_config.yaml"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=text)
     return parser
 
 
@@ -121,4 +150,3 @@ def _read_file(path: Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise UsageError(f"{path}: got {type(fields).__name__}; expected a mapping of settings, such as lr: 0.01")
     return fields
-

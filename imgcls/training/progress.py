@@ -22,7 +22,12 @@ class EpochProgress:
 
     def __init__(self, title: str, *, batches: int) -> None:
         console = Console(stderr=True)
-        columns = (TextColumn(title), BarColumn(), TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} images/s"), TimeRemainingColumn())
+        columns = (
+            TextColumn(title),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} images/s"),
+            TimeRemainingColumn(),
+        )
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task(title, total=batches, loss=float("nan"), rate=0.0)
         self._started = time.perf_counter()
@@ -33,7 +38,9 @@ class EpochProgress:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Removes the bar."""
         self._progress.stop()
 

@@ -10,8 +10,7 @@ Every file is written under a temporary name and renamed, so a killed run leaves
 
 import csv
 import io
-import json
-import pickle
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
@@ -32,8 +31,8 @@ from model.classifier import SPEC_FILE, WEIGHTS_FILE
 from model.errors import ImageError
 from model.golden import GOLDEN_FOLDER
 from model.images import decode_image
-from model.labels import dump_labels
-from model.spec import ModelSpec, dump_spec
+from model.labels import LABELS_FILE, dump_labels
+from model.spec import ModelSpec, dump_spec, read_spec
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -52,7 +51,7 @@ class Epoch:
 
 
 def open_run(config: TrainConfig) -> Path:
-    """Makes the run directory.
+    """Makes the run directory; what an earlier run left in it stays until `write_setup`.
 
     Raises:
         RunError: a run is already there and neither overwrite nor resume is asked for, there is none to resume, or the
@@ -68,17 +67,23 @@ def open_run(config: TrainConfig) -> Path:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise RunError(f"{run}: cannot be made: {err.strerror}; give another --out") from err
-    if not config.resume:
-        _clear(run)
     return run
 
 
-def write_setup(run: Path, *, config: TrainConfig, spec: ModelSpec, val: ImageSet) -> None:
-    """Writes what is known before the first step: spec, labels, configuration and golden images."""
+def write_setup(run: Path, *, spec: ModelSpec, val: ImageSet, golden: int) -> None:
+    """Writes what is known before the first step: spec, labels and golden images.
+
+    Only now, when nothing is left that the settings or the data could be refused for, an overwritten run is removed.
+    """
+    _clear(run)
     write_atomic(run / SPEC_FILE, dump_spec(spec))
-    write_atomic(run / "index_to_name.json", dump_labels(spec.classes))
+    write_atomic(run / LABELS_FILE, dump_labels(spec.classes))
+    _write_golden(run / GOLDEN_FOLDER, val, count=golden)
+
+
+def write_config(run: Path, config: TrainConfig) -> None:
+    """Writes train_config.yaml; a resumed run's replaces the earlier one, as it may train for more epochs."""
     write_atomic(run / "train_config.yaml", config.dump())
-    _write_golden(run / GOLDEN_FOLDER, val, count=config.golden)
 
 
 def write_weights(run: Path, network: nn.Module) -> None:
@@ -103,28 +108,40 @@ def write_checkpoint(run: Path, state: dict[str, Any], *, history: list[Epoch]) 
     write_atomic(run / CHECKPOINT_FILE, buffer.getvalue())
 
 
-def read_checkpoint(run: Path, *, classes: tuple[str, ...]) -> tuple[dict[str, Any], list[Epoch]]:
+def read_checkpoint(run: Path, *, spec: ModelSpec) -> tuple[dict[str, Any], list[Epoch]]:
     """Reads checkpoint.pt (tensors and plain values only, never code) and restores torch's random state.
 
     Raises:
-        RunError: it cannot be read, or the run had other classes.
+        RunError: it cannot be read, or the run has another spec.
+        SpecError: the run's spec cannot be read.
     """
     path = run / CHECKPOINT_FILE
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         history = [Epoch(**row) for row in state.pop("history")]
         torch.set_rng_state(state.pop("torch_random"))
-    except (OSError, RuntimeError, KeyError, TypeError, pickle.UnpicklingError, EOFError) as err:
-        raise RunError(f"{path}: cannot be read: {err}; train again with --overwrite") from err
-    before = tuple(json.loads((run / "index_to_name.json").read_text(encoding="utf-8")).values())
-    if before != classes:
-        raise RunError(f"{run}: was trained on the classes {before[:5]}…, and the data has {classes[:5]}…; give another --out")
+    except Exception as err:  # torch's readers raise anything on bytes that are no checkpoint
+        reason = (str(err) or type(err).__name__).splitlines()[0]
+        raise RunError(f"{path}: cannot be read: {reason}; train again with --overwrite") from err
+    before = read_spec(run / SPEC_FILE)
+    if changed := [name for name in ModelSpec.model_fields if not _is_same(name, before, spec)]:
+        raise RunError(
+            f"{run}: was trained with another {', '.join(changed)} than the settings and the data give now; "
+            f"resume with --config {run}/train_config.yaml, or give another --out"
+        )
     return state, history
+
+
+def _is_same(name: str, one: ModelSpec, other: ModelSpec) -> bool:
+    before, now = getattr(one, name), getattr(other, name)
+    if name in {"mean", "std"}:  # measured, where not given: other machines sum in another order
+        return all(math.isclose(a, b, abs_tol=0.001) for a, b in zip(before, now, strict=False))
+    return bool(before == now)
 
 
 def _clear(run: Path) -> None:
     """Removes what an earlier run left, so that no file of it is taken for one of the new run's."""
-    for name in (WEIGHTS_FILE, CHECKPOINT_FILE, SPEC_FILE, "metrics.json", "history.csv", "index_to_name.json"):
+    for name in (WEIGHTS_FILE, CHECKPOINT_FILE, SPEC_FILE, "metrics.json", "history.csv", LABELS_FILE):
         (run / name).unlink(missing_ok=True)
     for file in [*run.glob("confusion_*.png"), *run.glob("predictions_*.csv")]:
         file.unlink()
@@ -138,10 +155,10 @@ def _write_golden(folder: Path, val: ImageSet, *, count: int) -> None:
     for sample in _round_robin(val):
         if written == count:
             return
-        data = sample.read()
         try:
+            data = sample.read()
             decode_image(data, channels=3)
-        except ImageError:
+        except (ImageError, OSError):
             continue
         extension = str(Image.open(io.BytesIO(data)).format).lower()
         write_atomic(folder / f"{written}.{extension}", data)

@@ -1,6 +1,7 @@
 """What is decided before the first step: device, seeds, the spec, and the weights to start from."""
 
 import io
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -15,12 +17,13 @@ from torch import Tensor, nn
 from imgcls.data.images import ImageSet
 from imgcls.errors import RunError, UsageError
 from imgcls.training.config import TrainConfig
-from model.errors import ImageError
+from model.errors import ImageError, describe_validation_error
 from model.images import decode_image
 from model.network import build_network
 from model.spec import Channels, ModelSpec
 
 PROBED = 64  # images looked at to decide channels and size
+STATISTICS_IMAGES = 10_000
 PHOTO_SIZE = 224
 SMALL = 96  # images up to this side are trained at their own size
 
@@ -37,8 +40,13 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as err:
         raise UsageError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N") from err
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device is {name!r}, but torch {torch.__version__} cannot use CUDA here; use --device cpu")
+    if device.type not in {"cpu", "cuda"}:
+        raise UsageError(f"device is {name!r}; expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device is {name!r}, but torch {torch.__version__} can use {torch.cuda.device_count()} CUDA devices here; "
+            "use --device cpu"
+        )
     return device
 
 
@@ -73,13 +81,14 @@ def decide_spec(config: TrainConfig, images: ImageSet) -> ModelSpec:
             std=tuple(config.std or [1.0] * channels),
             classes=images.classes,
         )
-    except ValueError as err:
-        raise UsageError("; ".join(line.strip() for line in str(err).splitlines()[1:3])) from err
+    except ValidationError as err:
+        raise UsageError(describe_validation_error(err, where="settings")) from err
 
 
 def with_statistics(spec: ModelSpec, config: TrainConfig, pixels: Tensor) -> ModelSpec:
     """Returns the spec with mean and std of the pixels, uint8 (N, C, H, W), where the configuration gives none."""
-    scaled = pixels[: 10_000].float() / 255
+    stride = math.ceil(len(pixels) / STATISTICS_IMAGES)  # not the first ones: splits lie sorted by class
+    scaled = pixels[::stride].float() / 255
     mean, std = scaled.mean((0, 2, 3)).tolist(), scaled.std((0, 2, 3)).clamp(min=1e-3).tolist()
     return spec.model_copy(
         update={
@@ -113,7 +122,9 @@ def _load_fitting(network: nn.Module, path: Path) -> None:
     own = network.state_dict()
     fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     if len(fitting) < len(own) / 2:
-        raise RunError(f"{path}: only {len(fitting)} of the network's {len(own)} tensors fit; these are weights of another network")
+        raise RunError(
+            f"{path}: only {len(fitting)} of the network's {len(own)} tensors fit; these are weights of another network"
+        )
     network.load_state_dict(fitting, strict=False)
 
 
@@ -129,7 +140,9 @@ def _load_pretrained(spec: ModelSpec) -> nn.Module:
         )
     except (OSError, RuntimeError, ValueError) as err:  # the hub's errors are OSErrors
         reason = str(err).splitlines()[0]
-        raise RunError(f"timm's weights of {name} cannot be fetched ({reason}); give a local file with --weights") from err
+        raise RunError(
+            f"timm's weights of {name} cannot be fetched ({reason}); give a local file with --weights"
+        ) from err
     return network
 
 
@@ -151,7 +164,7 @@ def _header(data: bytes) -> Image.Image:
 
 
 def _common_channels(probed: list[Image.Image]) -> Channels:
-    return 1 if probed and all(image.mode in {"1", "L", "LA", "I", "I;16"} for image in probed) else 3
+    return 1 if probed and all(image.mode in {"1", "L", "LA", "I;16", "I;16B"} for image in probed) else 3
 
 
 def _common_size(probed: list[Image.Image]) -> int:

@@ -41,7 +41,8 @@ def test_demo_trains_evaluates_packs_serves_and_answers(tmp_path: Path, marked: 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_killed_test_run_leaves_no_server(number: signal.Signals, tmp_path: Path, marked: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "pytest", "tests/server/test_running_server.py", f"--basetemp={tmp_path / 'inner'}"]
+    tests = ["tests/server/test_running_server.py", f"--basetemp={tmp_path / 'inner'}"]
+    command = [sys.executable, "-m", "pytest", *tests]
     with subprocess.Popen(command, cwd=ROOT, env=marked, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
         wait_until(lambda: any("java" in p.name() for p in find_marked(marked[MARKER], marker=MARKER)), timeout_s=90)
         run.send_signal(number)

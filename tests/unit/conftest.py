@@ -1,0 +1,224 @@
+"""What several unit tests share: runs made by hand, one built archive, TorchServe's own worker code, and train.py."""
+
+import importlib.util
+import io
+import json
+import logging
+import os
+import struct
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import ts
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.model_loader import TsModelLoader
+from ts.service import Service
+from typer.testing import CliRunner
+
+import imgcls.archive.build  # noqa: F401 (here, as model_archiver leaves a file open while it is imported)
+from imgcls.archive.contents import extract
+from imgcls.cli.archive import app
+from model.labels import dump_labels
+from model.network import build_network
+from model.spec import ModelSpec, dump_spec
+
+PROJECT = Path(__file__).parents[2]
+COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+SPEC = ModelSpec(
+    parameters={"widths": [3], "hidden": 3}, size=4, resize=4, mean=(0.0,) * 3, std=(1.0,) * 3, classes=tuple(COLORS)
+)
+
+Encode = Callable[..., bytes]
+WriteRun = Callable[..., Path]
+Answer = tuple[int, dict[str, Any]]
+Ask = Callable[..., list[Answer]]
+
+
+@pytest.fixture(scope="session")
+def encode() -> Encode:
+    """encode(image or array, "PNG", **options) -> the bytes of a file."""
+
+    def encode_image(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    return encode_image
+
+
+@pytest.fixture(scope="session")
+def write_run() -> WriteRun:
+    """Writes a run, without training, that names the colour of a plain image; `change` may spoil its state dict."""
+
+    def write(run: Path, *, spec: ModelSpec = SPEC, change: Callable[[dict[str, Tensor]], None] | None = None) -> Path:
+        state = {name: torch.zeros_like(tensor) for name, tensor in build_network(spec).state_dict().items()}
+        for index in range(min(3, spec.channels, len(spec.classes))):
+            state["features.0.0.weight"][index, index, 1, 1] = 1.0
+            state["classifier.1.weight"][index, 4 * index : 4 * index + 4] = 0.25
+            state["classifier.4.weight"][index, index] = 5.0
+        if change:
+            change(state)
+        (run / "golden").mkdir(parents=True)
+        save_file(state, run / "weights.safetensors")
+        (run / "spec.yaml").write_text(dump_spec(spec))
+        (run / "index_to_name.json").write_text(dump_labels(spec.classes))
+        Image.new("RGB", (8, 8), COLORS["blue"]).save(run / "golden" / "0.png")
+        return run
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def color_run(tmp_path_factory: pytest.TempPathFactory, write_run: WriteRun) -> Path:
+    return write_run(tmp_path_factory.mktemp("runs") / "colors")
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory, color_run: Path) -> Path:
+    """colors.mar 1.5, built with the command from the run of colours; read only."""
+    store = tmp_path_factory.mktemp("archives") / "store"
+    arguments = ["build", color_run, "--store", store, "--name", "colors", "--version", "1.5", "--workers", 2]
+    result = CliRunner().invoke(app, [str(value) for value in arguments], catch_exceptions=False)
+    assert result.stdout.endswith("colors 1.5, golden inputs answered right\n")
+    return store / "colors.mar"
+
+
+@pytest.fixture(scope="session")
+def unpacked(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Path:
+    """The archive as TorchServe unpacks it; read only, copy it to change it."""
+    folder = tmp_path_factory.mktemp("unpacked") / "colors"
+    extract(archive, folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def load_service() -> Callable[..., Service]:
+    """Loads an unpacked archive as a TorchServe worker does, with TorchServe's own loader, in this process."""
+
+    def load(folder: Path, *, gpu_id: int | None = None) -> Service:
+        handler = "handler.image_classifier"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # TorchServe leaves its configuration files open
+            metrics = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
+            metrics.initialize_cache()
+            service = TsModelLoader().load("colors", str(folder), handler, gpu_id, 8, metrics_cache=metrics)
+        service.set_cl_socket(None)
+        return service
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def service(load_service: Callable[..., Service], unpacked: Path) -> Service:
+    """A worker's service of the archive of colours."""
+    return load_service(unpacked)
+
+
+@pytest.fixture(scope="session")
+def ask() -> Ask:
+    """ask(service, item, …) -> (status, parsed answer) of each item of one batch, through TorchServe's protocol.
+
+    An item is the bytes of a body, or a dict of the request's parts with optional "headers".
+    """
+
+    def ask_service(service: Service, *items: bytes | Mapping[str, Any]) -> list[Answer]:
+        requests = [_make_request(number, item) for number, item in enumerate(items)]
+        return _read_response(io.BytesIO(service.predict(requests)))
+
+    return ask_service
+
+
+def _make_request(number: int, item: bytes | Mapping[str, Any]) -> dict[str, Any]:
+    parts = dict(item) if isinstance(item, Mapping) else {"body": bytearray(item)}
+    headers = parts.pop("headers", {})
+    return {
+        "requestId": str(number).encode(),
+        "parameters": [{"name": name, "contentType": "", "value": value} for name, value in parts.items()],
+        "headers": [{"name": name.encode(), "value": value.encode()} for name, value in headers.items()],
+    }
+
+
+def _read_response(stream: io.BytesIO) -> list[Answer]:
+    """Reads what a worker sends to TorchServe's frontend: ts.protocol.otf_message_handler.create_predict_response."""
+
+    def read_int() -> int:
+        return struct.unpack("!i", stream.read(4))[0]
+
+    def read_text() -> str:
+        return stream.read(read_int()).decode()
+
+    code, message = read_int(), read_text()
+    assert code == 200, message  # anything else fails the whole batch
+    answers = []
+    while (length := read_int()) != -1:
+        stream.read(length)  # the request's id
+        assert read_text() == "application/json"
+        status, _phrase = read_int(), read_text()
+        for _ in range(2 * read_int()):
+            read_text()  # a header's name, or its value
+        answers.append((status, json.loads(read_text())))
+    return answers
+
+
+@pytest.fixture(autouse=True)
+def _keep_process_state() -> Any:
+    """Puts back what a worker or a training run sets for its whole process."""
+    threads, level = torch.get_num_threads(), logging.getLogger().level
+    yield
+    torch.set_num_threads(threads)
+    logging.getLogger().setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def train() -> ModuleType:
+    """train.py as a module; `train.main(arguments)` trains in this process."""
+    spec = importlib.util.spec_from_file_location("train", PROJECT / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def train_command() -> Callable[..., subprocess.Popen]:
+    """Starts train.py in a process of its own."""
+
+    def start(*arguments: object) -> subprocess.Popen:
+        command = [sys.executable, str(PROJECT / "train.py"), *map(str, arguments), "--threads", "1"]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("IMGCLS_")}
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=PROJECT, env=environment)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder a colour of 12 noisy images each, 8 x 8 pixels; read only, copy it to change it."""
+    root, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name, color in COLORS.items():
+        (root / name).mkdir()
+        for number in range(12):
+            noise = random.integers(-60, 60, (8, 8, 3)) + np.array(color) * 0.5 + 60
+            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(root / name / f"{number:02}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def train_photos(train: ModuleType, photos: Path) -> Callable[..., int]:
+    """train_photos(out, "--lr", 0.1, …) -> exit status, in this process, one epoch unless told."""
+
+    def run(out: Path, *arguments: object, data: Path = photos, epochs: int = 1) -> int:
+        settings: Sequence[object] = ("--data", data, "--out", out, "--epochs", epochs, "--batch-size", 8, *arguments)
+        return train.main([str(value) for value in settings])
+
+    return run

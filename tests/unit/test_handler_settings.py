@@ -1,0 +1,59 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from handler.settings import HandlerSettings, count_cores, count_threads, read_settings
+from model.errors import SpecError
+
+
+def test_settings_default_where_the_configuration_is_silent():
+    assert read_settings({}) == read_settings({"handler": None}) == HandlerSettings()
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"topk": 3}, "topk: is not a field that is known here"),
+        ({"top_k": 0}, r"top_k: .* \(got 0\)"),
+        ({"threads": "all"}, r"threads.* \(got 'all'\)"),
+        ({"max_pixels": 10**9}, r"max_pixels: .* less than or equal to 178956970"),
+        (["top_k"], "valid dictionary"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(section, message):
+    with pytest.raises(SpecError, match=f"model-config.yaml, handler: .*{message}"):
+        read_settings({"handler": section})
+
+
+@pytest.mark.parametrize(
+    ("cores", "config", "threads"),
+    [
+        (8, {"minWorkers": 2}, 4),
+        (8, {"minWorkers": 3}, 2),
+        (2, {"minWorkers": 4}, 1),
+        (8, {}, 1),
+        (8, {"minWorkers": 0}, 1),
+        (8, {"minWorkers": 1}, 8),
+    ],
+)
+def test_workers_share_the_cores(cores, config, threads):
+    assert count_threads(HandlerSettings(), config, cores=cores) == threads
+
+
+def test_threads_that_are_given_are_taken():
+    assert count_threads(HandlerSettings(threads=3), {"minWorkers": 8}, cores=8) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("100000 100000", 1), ("50000 100000", 1), ("max 100000", None), ("", None), ("99900000 100000", None)],
+)
+def test_a_container_limit_holds_the_cores(tmp_path: Path, text, cores):
+    path = tmp_path / "cpu.max"
+    path.write_text(text)
+    assert count_cores(cpu_max=path) == (cores or len(os.sched_getaffinity(0)))
+
+
+def test_no_control_groups_mean_no_limit(tmp_path: Path):
+    assert count_cores(cpu_max=tmp_path / "nothing") == len(os.sched_getaffinity(0))

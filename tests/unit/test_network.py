@@ -1,0 +1,97 @@
+import pytest
+import torch
+from torch import nn
+
+from model.errors import SpecError
+from model.network import SimpleCNN, build_network
+from model.spec import ModelSpec
+
+
+def make_spec(network: str = "simple_cnn", **fields: object) -> ModelSpec:
+    channels = fields.get("channels", 3)
+    fields = {"size": 16, "mean": (0.0,) * channels, "std": (1.0,) * channels, "classes": tuple("abcdefghij")} | fields
+    return ModelSpec(network=network, resize=fields["size"], **fields)
+
+
+def published_listing() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Flatten(),
+        nn.Linear(32 * 8 * 8, 10),
+        nn.ReLU(),
+        nn.Linear(10, 10),
+    )
+
+
+def test_simple_cnn_is_the_published_listing():
+    network, listing = build_network(make_spec()).eval(), published_listing()
+    shapes = [tuple(parameter.shape) for parameter in network.parameters()]
+    assert shapes == [(32, 3, 3, 3), (32,), (10, 2048), (10,), (10, 10), (10,)]
+    assert sum(parameter.numel() for parameter in network.parameters()) == 896 + 20_490 + 110
+    listing.load_state_dict(dict(zip(listing.state_dict(), network.state_dict().values(), strict=True)))
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(network(images), listing(images))
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize(
+    ("channels", "size", "widths"), [(1, 8, [4]), (3, 17, [4, 8]), (4, 32, [2, 2, 2, 2, 2]), (1, 2, [4])]
+)
+def test_channels_size_and_blocks_are_parameters(channels, size, widths, norm):
+    parameters = {"widths": widths, "hidden": 7, "norm": norm, "dropout": 0.5}
+    network = build_network(make_spec(channels=channels, size=size, parameters=parameters)).eval()
+    assert network(torch.zeros(2, channels, size, size)).shape == (2, 10)
+    assert [m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)] == widths
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) == len(widths) * (norm == "batch")
+
+
+def test_more_blocks_than_the_size_can_be_halved_are_refused():
+    with pytest.raises(SpecError, match=r"parameters\.widths has 4 blocks; expected at most 3, .* of size 8"):
+        SimpleCNN(channels=1, size=8, classes=2, widths=(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"width": [3]}, "width: is not a field that is known here"),
+        ({"widths": []}, "widths: .* at least 1 item"),
+        ({"widths": [0]}, r"widths\.0: .* greater than or equal to 1 \(got 0\)"),
+        ({"norm": "layer"}, r"norm: .* 'none' or 'batch' \(got 'layer'\)"),
+        ({"dropout": 1.0}, r"dropout: .* less than 1 \(got 1.0\)"),
+    ],
+)
+def test_a_parameter_that_cannot_be_names_the_field_what_it_got_and_what_it_accepts(parameters, message):
+    with pytest.raises(SpecError, match=f"network simple_cnn, parameters: {message}"):
+        build_network(make_spec(parameters=parameters))
+
+
+def test_an_unknown_network_names_what_is_accepted():
+    with pytest.raises(SpecError, match="network is 'resnet18'; expected 'simple_cnn' or 'timm/<name>'"):
+        build_network(make_spec("resnet18"))
+
+
+@pytest.mark.parametrize(
+    ("name", "channels", "size", "parameters"),
+    [("resnet18", 1, 32, {}), ("vit_tiny_patch16_224", 3, 32, {"img_size": 32, "depth": 1})],
+)
+def test_timm_networks_are_built_with_their_parameters(name, channels, size, parameters):
+    network = build_network(make_spec(f"timm/{name}", channels=channels, size=size, parameters=parameters))
+    assert network.training
+    assert network.eval()(torch.zeros(2, channels, size, size)).shape == (2, 10)
+
+
+def test_an_unknown_timm_network_suggests_near_names():
+    with pytest.raises(SpecError, match=r"near it are .*resnet18"):
+        build_network(make_spec("timm/resnet_18"))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("resnet18", {"no_such": 1}), ("vit_tiny_patch16_224", {}), ("resnet18", {"num_classes": 3})],
+)
+def test_timm_parameters_that_cannot_be_are_refused_on_one_line(name, parameters):
+    with pytest.raises(SpecError, match=f"network 'timm/{name}' cannot be built with parameters") as caught:
+        build_network(make_spec(f"timm/{name}", parameters=parameters))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,149 @@
+from pathlib import Path
+
+import pytest
+import yaml
+from torch import nn
+
+from imgcls.errors import UsageError
+from imgcls.training.config import TrainConfig, read_config
+from imgcls.training.optimise import make_optimiser, make_schedule, restore_schedule
+from imgcls.training.start import choose_device
+
+
+def read(*arguments: str) -> TrainConfig:
+    return read_config(arguments, description="")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IMGCLS_TRAIN_LR", raising=False)
+
+
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_path: Path, monkeypatch):
+    file = tmp_path / "config.yaml"
+    file.write_text("lr: 0.3\nepochs: 3\n")
+    assert (read().lr, read().epochs) == (0.01, 10)
+    assert read("--config", str(file)).lr == 0.3
+    monkeypatch.setenv("IMGCLS_TRAIN_LR", "0.2")
+    assert read("--config", str(file)).lr == 0.2
+    config = read("--config", str(file), "--lr", "0.1")
+    assert (config.lr, config.epochs) == (0.1, 3)
+
+
+def test_a_written_configuration_repeats_the_run(tmp_path: Path):
+    flags = ["--parameters", '{"widths": [4, 8]}', "--mean", "[0.5]", "--channels", "1", "--flip", "--out", "runs/x"]
+    config = read(*flags, "--overwrite")
+    file = tmp_path / "train_config.yaml"
+    file.write_text(config.dump())
+    assert read("--config", str(file)) == config.model_copy(update={"overwrite": False})
+    assert set(yaml.safe_load(config.dump())) == set(TrainConfig.model_fields) - {"overwrite", "resume"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--epochs", "0"), r"epochs: .* \(got '0'\)"),
+        (("--lr", "fast"), r"lr: .* \(got 'fast'\)"),
+        (("--lr", "nan"), "lr: "),
+        (("--schedule", "linear"), "schedule: .*'constant', 'cosine' or 'one-cycle'"),
+        (("--momentum", "1"), "momentum: .* less than 1"),
+        (("--nesterov", "--momentum", "0"), "nesterov is on and momentum is 0; expected a momentum above 0"),
+        (("--seed", "-1"), "seed: "),
+        (("--seed", str(2**70)), "seed: "),
+        (("--channels", "2"), "channels: "),
+        (("--mean", "half"), "mean"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_on_one_line(flags, message):
+    with pytest.raises(UsageError, match=message) as caught:
+        read(*flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_flag_ends_with_usage(capsys):
+    with pytest.raises(SystemExit) as caught:
+        read("--learning-rate", "1")
+    assert caught.value.code == 2
+    assert "--learning-rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 1", "learning_rate: is not a field that is known here"),
+        ("lr: fast", r"lr: .* \(got 'fast'\)"),
+        ("- lr", "got list; expected a mapping"),
+        ("", "got NoneType; expected a mapping"),
+        ("lr: [", "cannot be read as YAML"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_on_one_line(tmp_path: Path, text, message):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        read("--config", str(file))
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_is_named():
+    with pytest.raises(UsageError, match=r"nowhere\.yaml: cannot be read"):
+        read("--config", "nowhere.yaml")
+
+
+def test_every_flag_is_described(capsys):
+    with pytest.raises(SystemExit):
+        read("--help")
+    text = capsys.readouterr().out
+    for name, field in TrainConfig.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in text
+        assert field.description
+
+
+@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:99", "cuda:x", ""])
+def test_a_device_that_cannot_be_used_is_refused(name):
+    with pytest.raises(UsageError, match=f"device is {name!r}"):
+        choose_device(name)
+
+
+def rates(schedule_name: str, steps: int = 8) -> list[float]:
+    config = read("--schedule", schedule_name, "--lr", "0.8")
+    optimiser = make_optimiser(nn.Linear(2, 2), config)
+    schedule = make_schedule(optimiser, config, steps=steps)
+    found = []
+    for _ in range(steps):
+        found.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    return found
+
+
+def test_schedules_have_their_shapes():
+    assert rates("constant") == [0.8] * 8
+    cosine, one_cycle = rates("cosine"), rates("one-cycle")
+    assert cosine[0] == pytest.approx(0.8)
+    assert cosine == sorted(cosine, reverse=True)
+    assert cosine[-1] < 0.04
+    assert max(one_cycle) == pytest.approx(0.8)
+    assert one_cycle.index(max(one_cycle)) == 1
+    assert one_cycle[-1] < 0.001
+
+
+def test_weight_decay_leaves_biases_and_norms_alone():
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
+    decayed, plain = make_optimiser(network, read("--weight-decay", "0.1")).param_groups
+    assert ([p.ndim for p in decayed["params"]], decayed["weight_decay"]) == ([4, 2], 0.1)
+    assert ({p.ndim for p in plain["params"]}, plain["weight_decay"]) == ({1}, 0.0)
+
+
+@pytest.mark.parametrize("schedule_name", ["cosine", "one-cycle"])
+def test_a_schedule_goes_on_only_for_the_steps_that_it_was_laid_out_for(schedule_name):
+    def make(name: str, steps: int):
+        config = read("--schedule", name)
+        return make_schedule(make_optimiser(nn.Linear(2, 2), config), config, steps=steps)
+
+    state = make(schedule_name, 10).state_dict()
+    restore_schedule(make(schedule_name, 10), state)
+    for other in (make(schedule_name, 20), make("constant", 10)):
+        with pytest.raises(UsageError, match="another --schedule, --epochs, --batch-size or number of images"):
+            restore_schedule(other, state)
