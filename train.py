@@ -36,7 +36,14 @@ from imgcls.training.run import (
     write_setup,
     write_weights,
 )
-from imgcls.training.start import choose_device, decide_spec, seed_everything, start_network, with_statistics
+from imgcls.training.start import (
+    choose_device,
+    decide_spec,
+    seed_everything,
+    start_network,
+    with_pretraining,
+    with_statistics,
+)
 from model.errors import ModelError
 from model.preprocess import Normalise
 
@@ -60,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     report(source.problems, where="listing", strict=config.strict)
     for warning in check_source(source):
         log(f"warning: {warning}")
+    config = with_pretraining(config)
     spec = decide_spec(config, source.splits["train"])
     run = open_run(config)
     train, bad_train = open_batches(source.splits["train"], spec, config, shuffle=True)

@@ -65,7 +65,7 @@ def _find_body(item: Mapping[str, Any], *, kind: str = "request") -> Any:
     if len(others) == 1:  # a multipart form whose one file has a name of its own
         return item[others[0]]
     raise RequestError(
-        f"the {kind} holds no image; send the image's bytes as the body, "
+        f"the {kind} holds no image; send the image's bytes as the body, with Content-Type application/octet-stream, "
         f'or JSON such as {{"image": "<base64>"}} (got the fields: {", ".join(map(str, others)) or "none"})'
     )
 

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sklearn.model_selection import train_test_split
-
 from imgcls.data.images import SPLITS, ImageSet, Problem, Sample
 from imgcls.data.listing import Entry, Listing
 from imgcls.errors import DataError, UsageError
@@ -89,6 +87,8 @@ def _draw(entries: list[Entry], split: str, *, fraction: float, seed: int) -> li
     _require_enough(names, split)
     classes = len(set(names))
     size = min(max(round(fraction * len(pool)), classes), len(pool) - classes)  # at least one a class on either side
+    from sklearn.model_selection import train_test_split  # here, because it costs seconds
+
     _, drawn = train_test_split(pool, test_size=size, random_state=seed, stratify=names)
     chosen = set(drawn)
     return [replace(entry, split=split) if place in chosen else entry for place, entry in enumerate(entries)]

@@ -61,13 +61,15 @@ class TrainConfig(BaseSettings):
         default_factory=dict, description='of the network, as JSON: {"widths": [32, 64]}'
     )
     weights: Path | None = Field(None, description="start from this safetensors file (the last layer may differ)")
-    pretrained: bool = Field(False, description="start from timm's weights, from the hub")
+    pretrained: bool = Field(
+        False, description="start from timm's weights, from the hub; input settings default to theirs"
+    )
     channels: AnyChannels = Field(None, description="1 grayscale, 3 RGB, 4 RGBA; default: as the images are")
     size: Count | None = Field(
         None, description="side of the network's input in pixels; default: as the images are, or 224"
     )
     resize: Count | None = Field(None, description="the shorter side is resized to this before the crop; default: size")
-    interpolation: Interpolation = Field("bilinear", description="of the resize")
+    interpolation: Interpolation | None = Field(None, description="of the resize; default: bilinear")
     mean: list[float] | None = Field(None, description="per channel, of 0..1; default: measured on the training images")
     std: list[float] | None = Field(None, description="per channel; default: measured on the training images")
 

@@ -1,10 +1,13 @@
 """What is decided before the first step: device, seeds, the spec, and the weights to start from."""
 
+from __future__ import annotations
+
 import io
 import math
 import random
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 import torch
@@ -20,11 +23,15 @@ from imgcls.training.config import TrainConfig
 from model.errors import ImageError, describe_validation_error
 from model.images import decode_image
 from model.network import build_network
-from model.spec import Channels, ModelSpec
+from model.spec import Channels, Interpolation, ModelSpec
+
+if TYPE_CHECKING:
+    from timm.models import PretrainedCfg
 
 PROBED = 64  # images looked at to decide channels and size
 STATISTICS_IMAGES = 10_000
 PHOTO_SIZE = 224
+INTERPOLATION: Interpolation = "bilinear"
 SMALL = 96  # images up to this side are trained at their own size
 
 
@@ -58,6 +65,36 @@ def seed_everything(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def with_pretraining(config: TrainConfig) -> TrainConfig:
+    """Returns the configuration with the input that timm's weights were trained on, where it leaves that open.
+
+    Weights see what they have learnt to see only at their own size, crop, mean and standard deviation.
+    """
+    cfg = _find_pretraining(config)
+    if cfg is None:
+        return config
+    size = config.size or cfg.input_size[-1]
+    own = {
+        "size": size,
+        "resize": math.floor(size / cfg.crop_pct),
+        "interpolation": cfg.interpolation if cfg.interpolation in get_args(Interpolation) else INTERPOLATION,
+        "mean": list(cfg.mean) if config.channels in {None, 3} else None,
+        "std": list(cfg.std) if config.channels in {None, 3} else None,
+        "channels": config.channels or 3,
+    }
+    return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
+
+
+def _find_pretraining(config: TrainConfig) -> PretrainedCfg | None:
+    if not (config.pretrained and config.network.startswith("timm/")):
+        return None
+    from timm.models import get_pretrained_cfg  # here, because it costs a second
+
+    return cast(
+        "PretrainedCfg | None", get_pretrained_cfg(config.network.removeprefix("timm/"), allow_unregistered=True)
+    )
+
+
 def decide_spec(config: TrainConfig, images: ImageSet) -> ModelSpec:
     """Returns the spec of the run; what the configuration leaves open is read off the first training images.
 
@@ -76,7 +113,7 @@ def decide_spec(config: TrainConfig, images: ImageSet) -> ModelSpec:
             channels=channels,
             size=size,
             resize=config.resize or size,
-            interpolation=config.interpolation,
+            interpolation=config.interpolation or INTERPOLATION,
             mean=tuple(config.mean or [0.0] * channels),
             std=tuple(config.std or [1.0] * channels),
             classes=images.classes,

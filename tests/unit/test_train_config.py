@@ -7,7 +7,7 @@ from torch import nn
 from imgcls.errors import UsageError
 from imgcls.training.config import TrainConfig, read_config
 from imgcls.training.optimise import make_optimiser, make_schedule, restore_schedule
-from imgcls.training.start import choose_device
+from imgcls.training.start import choose_device, with_pretraining
 
 
 def read(*arguments: str) -> TrainConfig:
@@ -147,3 +147,11 @@ def test_a_schedule_goes_on_only_for_the_steps_that_it_was_laid_out_for(schedule
     for other in (make(schedule_name, 20), make("constant", 10)):
         with pytest.raises(UsageError, match="another --schedule, --epochs, --batch-size or number of images"):
             restore_schedule(other, state)
+
+
+def test_weights_of_timm_bring_the_input_that_they_were_trained_on():
+    config = with_pretraining(TrainConfig(network="timm/resnet18.tv_in1k", pretrained=True, resize=300))
+    assert (config.size, config.resize, config.interpolation, config.channels) == (224, 300, "bilinear", 3)
+    assert config.mean == pytest.approx([0.485, 0.456, 0.406])
+    fresh = TrainConfig(network="timm/resnet18.tv_in1k")
+    assert with_pretraining(fresh) == fresh
