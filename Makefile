@@ -11,6 +11,7 @@ BIN := $(VENV)/bin
 # uv's cache stays in the checkout too: its files are hard links to those in .venv, so they take no room twice.
 export UV_CACHE_DIR := $(CURDIR)/.cache/uv
 export UV_LINK_MODE := hardlink
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 DEMO_RUN := runs/digits
