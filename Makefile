@@ -21,7 +21,9 @@ TESTS ?=
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready ## make the locked environment in .venv (the other verbs do it by themselves)
+setup: ## make the locked environment in .venv, or mend it (the other verbs make it by themselves)
+	@rm -f $(VENV)/.ready
+	@$(MAKE) --no-print-directory $(VENV)/.ready
 
 # uv comes from pip, with the version and the hashes of the lock; all else comes through uv.
 $(VENV)/.ready: requirements.lock pyproject.toml

@@ -14,38 +14,42 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-from torch import nn
+from imgcls.errors import DataError, ImgclsError, describe_missing
 
-from imgcls.data.checks import check_source
-from imgcls.data.images import Problem
-from imgcls.data.sources import open_source
-from imgcls.errors import DataError, ImgclsError
-from imgcls.training.augment import augment
-from imgcls.training.batches import Batches, open_batches
-from imgcls.training.config import read_config
-from imgcls.training.optimise import make_optimiser, make_schedule, restore_schedule
-from imgcls.training.progress import EpochProgress, log
-from imgcls.training.run import (
-    Epoch,
-    open_run,
-    read_checkpoint,
-    write_checkpoint,
-    write_config,
-    write_history,
-    write_setup,
-    write_weights,
-)
-from imgcls.training.start import (
-    choose_device,
-    decide_spec,
-    seed_everything,
-    start_network,
-    with_pretraining,
-    with_statistics,
-)
-from model.errors import ModelError
-from model.preprocess import Normalise
+try:
+    import torch
+    from torch import nn
+
+    from imgcls.data.checks import check_source
+    from imgcls.data.images import Problem
+    from imgcls.data.sources import open_source
+    from imgcls.training.augment import augment
+    from imgcls.training.batches import Batches, open_batches
+    from imgcls.training.config import read_config
+    from imgcls.training.optimise import make_optimiser, make_schedule, restore_schedule
+    from imgcls.training.progress import EpochProgress, log
+    from imgcls.training.run import (
+        Epoch,
+        open_run,
+        read_checkpoint,
+        write_checkpoint,
+        write_config,
+        write_history,
+        write_setup,
+        write_weights,
+    )
+    from imgcls.training.start import (
+        choose_device,
+        decide_spec,
+        seed_everything,
+        start_network,
+        with_pretraining,
+        with_statistics,
+    )
+    from model.errors import ModelError
+    from model.preprocess import Normalise
+except ModuleNotFoundError as missing:
+    sys.exit(f"error: {describe_missing(missing)}")
 
 
 def main(arguments: Sequence[str]) -> int:

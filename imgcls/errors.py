@@ -43,3 +43,9 @@ class ServingError(ImgclsError):
 
 class ClientError(ImgclsError):
     """A prediction was not answered."""
+
+
+def describe_missing(error: ModuleNotFoundError) -> str:
+    """Returns one line for a package that is not installed: which, and what installs it."""
+    fix = "make setup, or pip install '.[train,serve]'"
+    return f"the Python module {error.name!r} is not installed; install what is missing: {fix}"

@@ -62,6 +62,17 @@ def read_contents(mar: Path) -> ArchiveContents:
         )
 
 
+def verify_entries(mar: Path) -> None:
+    """Reads every entry and compares it with its checksum in the zip, which TorchServe would only do while it loads.
+
+    Raises:
+        ArchiveError: the archive cannot be read, or an entry is damaged.
+    """
+    with open_archive(mar) as archive:
+        if damaged := archive.testzip():
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
+
+
 def extract(mar: Path, *, folder: Path) -> None:
     """Unpacks an archive into a folder, as TorchServe would.
 

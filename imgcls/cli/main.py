@@ -10,7 +10,7 @@ import typer
 
 from imgcls import __version__
 from imgcls.cli import archive, doctor, evaluate, predict, serving
-from imgcls.errors import ImgclsError
+from imgcls.errors import ImgclsError, describe_missing
 from model.errors import ModelError
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def main() -> None:
         print(f"error: {err}", file=sys.stderr)
         sys.exit(getattr(err, "exit_code", 1))
     except ModuleNotFoundError as err:
-        print(f"error: {err}; install what is missing: pip install 'imgcls[train,serve]'", file=sys.stderr)
+        print(f"error: {describe_missing(err)}", file=sys.stderr)
         sys.exit(1)
     except BrokenPipeError:  # the reader of a pipe went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -24,7 +24,7 @@ from imgcls.evaluation.plots import plot_confusion
 from imgcls.evaluation.predict import Predictions, predict_images, rename_classes
 from imgcls.evaluation.reports import TestReport, save_reports
 from imgcls.files import write_atomic
-from model.classifier import Classifier
+from model.classifier import SPEC_FILE, Classifier
 
 CONFIG_FILE = "train_config.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of file names
@@ -109,8 +109,12 @@ def read_run_data(run: Path) -> RunData:
     """Reads what a run was trained on; the defaults where it does not say.
 
     Raises:
-        RunError: train_config.yaml is there and cannot be read.
+        RunError: it is no run directory, or its train_config.yaml cannot be read.
     """
+    if not (run / SPEC_FILE).is_file():
+        raise RunError(
+            f"{run}: is no run directory, {SPEC_FILE} is not in it; make one with python train.py --out {run}"
+        )
     path = run / CONFIG_FILE
     if not path.exists():
         return RunData()

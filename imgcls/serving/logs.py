@@ -85,7 +85,10 @@ def find_failure(model_log: Path, server_log: Path, *, offset: int = 0) -> Worke
     """
     said = last_worker_lines(read_lines(model_log, offset=offset))
     if not said:
-        return WorkerFailure("it ended without a word; was it killed for lack of memory?", _failure_lines(server_log))
+        words = _failure_lines(server_log)
+        is_refused = "Failed to load model" in words  # the frontend's words: no worker was started
+        reason = "TorchServe refused the archive" if is_refused else "it ended without a word; was it killed?"
+        return WorkerFailure(reason, words)
     return WorkerFailure(reason_of(said), "\n".join(said))
 
 

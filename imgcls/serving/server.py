@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from imgcls.archive.contents import ArchiveContents, read_contents
+from imgcls.archive.contents import ArchiveContents, read_contents, verify_entries
 from imgcls.archive.golden import read_golden
 from imgcls.errors import ServingError
 from imgcls.files import write_atomic
@@ -61,6 +61,7 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
     """
     folder = StateFolder(options.state)
     contents = read_contents(options.archive)
+    verify_entries(options.archive)
     config = configuration.read_config(options.config)
     with folder.lock():
         _refuse_second_server(folder)

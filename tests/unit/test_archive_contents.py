@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from imgcls.archive.contents import extract, read_contents
+from imgcls.archive.contents import extract, read_contents, verify_entries
 from imgcls.archive.golden import read_golden
 from imgcls.cli.archive import app
 from imgcls.errors import ArchiveError
@@ -139,5 +139,17 @@ def test_what_needs_the_full_install_says_so(tmp_path: Path):
     command = [sys.executable, "-c", LIGHT_INSTALL, "archive", "build", str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "install what is missing: pip install 'imgcls[train,serve]'" in result.stderr
+    assert result.stderr.endswith("install what is missing: make setup, or pip install '.[train,serve]'\n")
     assert "Traceback" not in result.stderr
+
+
+def test_damaged_entry_is_named_before_torchserve_meets_it(archive: Path, tmp_path: Path):
+    with zipfile.ZipFile(archive) as packed:
+        entry = packed.getinfo("weights.safetensors")
+    content = bytearray(archive.read_bytes())
+    content[entry.header_offset + entry.file_size // 2] ^= 0xFF
+    damaged = tmp_path / "damaged.mar"
+    damaged.write_bytes(content)
+    verify_entries(archive)
+    with pytest.raises(ArchiveError, match=r"weights\.safetensors is damaged"):
+        verify_entries(damaged)

@@ -17,7 +17,6 @@ from imgcls.evaluation.predict import predict_images, rename_classes
 from imgcls.evaluation.reports import read_metrics
 from imgcls.evaluation.run import evaluate_run, parse_tests
 from model.classifier import Classifier
-from model.errors import SpecError
 from model.network import build_network
 from model.spec import ModelSpec, dump_spec
 
@@ -144,7 +143,7 @@ def test_tests_keep_their_order_and_their_settings() -> None:
 def test_run_that_cannot_be_used_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="names no data; say what to evaluate with --test"):
         evaluate_run(write_run(tmp_path / "run"), tests={})
-    with pytest.raises(SpecError, match=r"spec\.yaml"):
+    with pytest.raises(RunError, match=r"is no run directory, spec\.yaml is not in it"):
         evaluate_run(tmp_path / "none", tests={"t": "digits"})
     (tmp_path / "run" / "metrics.json").write_text("{}")
     with pytest.raises(RunError, match="cannot be read as metrics"):

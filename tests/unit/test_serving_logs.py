@@ -50,6 +50,12 @@ def test_killed_worker_that_said_nothing_is_reported_in_torchserves_words(folder
     assert "killed" in failure.reason and "Load model failed" in failure.details
 
 
+def test_archive_that_torchserve_refuses_is_not_taken_for_a_killed_worker(folder: StateFolder) -> None:
+    folder.server_log.write_text(f"{STAMP} [WARN ] main org.pytorch.serve.ModelServer - Failed to load model: a.mar\n")
+    failure = logs.find_failure(folder.model_log, folder.server_log)
+    assert failure.reason == "TorchServe refused the archive"
+
+
 def test_chained_exception_is_named_by_its_last(folder: StateFolder) -> None:
     lines = ["Traceback (x)", "  a", "KeyError: 1", "During handling:", "Traceback (x)", "  b", "RuntimeError: 2"]
     assert logs.reason_of(lines) == "RuntimeError: 2"
