@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Builds model_store/imgcls.mar from a run directory.
+# Builds model_store/imgcls.mar, in the folder where it is called, from a run directory.
 #
 #   ./build_mar.sh runs/digits
 #   ./build_mar.sh runs/digits --version 1.1 --workers 2
 #
 # Everything it does is in `imgcls archive build`; see `imgcls archive build --help` for the options.
 set -euo pipefail
+unset PYTHONPATH PYTHONHOME  # the archive packs this checkout's code, not another's
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 imgcls="$here/.venv/bin/imgcls"

@@ -8,20 +8,21 @@
 What comes next: `imgcls evaluate RUN`, then `./build_mar.sh RUN`.
 """
 
+import math
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from imgcls.errors import DataError, ImgclsError, describe_missing
+from imgcls.errors import DataError, ImgclsError, RunError, describe_missing
 
 try:
     import torch
     from torch import nn
 
     from imgcls.data.checks import check_source
-    from imgcls.data.images import Problem
+    from imgcls.data.images import Problem, count_files
     from imgcls.data.sources import open_source
     from imgcls.training.augment import augment
     from imgcls.training.batches import Batches, open_batches
@@ -32,9 +33,8 @@ try:
         Epoch,
         open_run,
         read_checkpoint,
-        write_checkpoint,
+        save_epoch,
         write_config,
-        write_history,
         write_setup,
         write_weights,
     )
@@ -50,6 +50,8 @@ try:
     from model.preprocess import Normalise
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {describe_missing(missing)}")
+except KeyboardInterrupt:  # the imports take seconds
+    sys.exit(130)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -103,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         for number in range(len(history) + 1, config.epochs + 1):
             network.train()
-            started, loss_sum, right = time.perf_counter(), 0.0, 0
+            started, loss_sum, right, seen = time.perf_counter(), 0.0, 0, 0
             with EpochProgress(f"epoch {number}/{config.epochs}", batches=len(train)) as progress:
                 for pixels, labels in train.draw(generator):
                     pixels, labels = pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
@@ -111,40 +113,33 @@ def main(arguments: Sequence[str]) -> int:
                     images = normalise(pixels).contiguous(memory_format=torch.channels_last)
                     logits = network(images)  # (B, classes)
                     loss = criterion(logits, labels)
+                    if not math.isfinite(value := loss.item()):
+                        raise RunError(f"the loss is {value} in epoch {number}; lower --lr, which is {config.lr:g}")
                     optimiser.zero_grad(set_to_none=True)
                     loss.backward()
                     optimiser.step()
                     schedule.step()
-                    loss_sum += loss.item() * len(labels)
+                    loss_sum += value * len(labels)
                     right += int((logits.argmax(1) == labels).sum())
-                    progress.step(loss=loss.item(), images=len(labels))
-            images_per_s = len(train.data) / (time.perf_counter() - started)
+                    seen += len(labels)
+                    progress.step(loss=value, images=len(labels))
+            images_per_s = seen / (time.perf_counter() - started)
             val_loss, val_accuracy = validate(network, normalise, val, device=device)
             epoch = Epoch(
                 epoch=number,
                 lr=optimiser.param_groups[0]["lr"],
-                train_loss=loss_sum / len(train.data),
-                train_accuracy=right / len(train.data),
+                train_loss=loss_sum / seen,
+                train_accuracy=right / seen,
                 val_loss=val_loss,
                 val_accuracy=val_accuracy,
                 images_per_s=images_per_s,
             )
-            best = max((row.val_accuracy for row in history), default=-1.0)
-            if val_accuracy > best:
-                write_weights(run, network)
-            history.append(epoch)
-            write_history(run, history)
-            write_checkpoint(
-                run,
-                {
-                    "network": network.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "generator": generator.get_state(),
-                },
-                history=history,
-            )
-            mark = " (best)" if val_accuracy > best else ""
+            state = {
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+                "generator": generator.get_state(),
+            }
+            mark = " (best)" if save_epoch(run, epoch, history, network=network, state=state) else ""
             log(
                 f"epoch {number}/{config.epochs}  train loss {epoch.train_loss:.4f}  val loss {val_loss:.4f}  "
                 f"val accuracy {val_accuracy:.4f}{mark}  {images_per_s:,.0f} images/s"
@@ -178,10 +173,12 @@ def report(problems: Sequence[Problem], *, where: str, strict: bool) -> None:
     for problem in problems[:20]:
         log(f"left out: {problem.name}: {problem.reason}")
     if problems:
-        log(f"files left out while {where}: {len(problems)}")
+        log(f"files left out while {where}: {count_files(problems)}")
     if problems and strict:
         first = f"{problems[0].name}: {problems[0].reason}"
-        raise DataError(f"{len(problems)} files cannot be used, first {first}; mend them, or leave --strict off")
+        raise DataError(
+            f"{count_files(problems)} files cannot be used, first {first}; mend them, or leave --strict off"
+        )
 
 
 def interrupt(*_: object) -> None:
@@ -196,6 +193,9 @@ if __name__ == "__main__":
     except (ImgclsError, ModelError, OSError) as err:  # OSError: a disk that is full or may not be written
         print(f"error: {err}", file=sys.stderr)
         sys.exit(getattr(err, "exit_code", 1))
+    except torch.OutOfMemoryError as err:
+        print(f"error: {str(err).splitlines()[0]}; lower --batch-size or --size", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted before the first step; nothing was trained", file=sys.stderr)
         sys.exit(130)

@@ -58,9 +58,11 @@ def read_request(item: Mapping[str, Any], headers: Headers, *, default_top_k: in
 
 
 def _find_body(item: Mapping[str, Any], *, kind: str = "request") -> Any:
-    for name in IMAGE_FIELDS:
-        if name in item:
-            return item[name]
+    found = [name for name in IMAGE_FIELDS if name in item]
+    if len(found) > 1:
+        raise RequestError(f"the {kind} holds {len(found)} images ({', '.join(found)}); send one a request")
+    if found:
+        return item[found[0]]
     others = [name for name in item if name not in OPTION_FIELDS]
     if len(others) == 1:  # a multipart form whose one file has a name of its own
         return item[others[0]]

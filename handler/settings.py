@@ -17,6 +17,7 @@ from model.errors import SpecError, describe_validation_error
 from model.images import MAX_PIXELS
 
 Positive = Annotated[int, Field(ge=1)]
+WORKERS_VARIABLE = "IMGCLS_WORKERS"
 PILLOW_MAX_PIXELS = 178_956_970  # Pillow itself refuses larger images
 
 
@@ -46,12 +47,13 @@ def read_settings(model_config: Mapping[str, Any]) -> HandlerSettings:
 def count_threads(settings: HandlerSettings, model_config: Mapping[str, Any], *, cores: int | None = None) -> int:
     """Returns how many threads one worker gets, so that all workers together do not oversubscribe the cores.
 
-    Without `minWorkers` in model-config.yaml TorchServe starts one worker a core, so one thread each is right.
+    The number of workers is what `imgcls serve --workers` set in the environment, or else `minWorkers` of
+    model-config.yaml. Without either TorchServe starts one worker a core, so one thread each is right.
     """
     if settings.threads != "auto":
         return settings.threads
     cores = cores or count_cores()
-    workers = int(model_config.get("minWorkers") or cores)
+    workers = int(os.environ.get(WORKERS_VARIABLE) or model_config.get("minWorkers") or cores)
     return max(1, cores // workers)
 
 

@@ -5,9 +5,11 @@ Called by `imgcls archive build` and so by build_mar.sh. A build that fails leav
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from imgcls.archive import selftest
@@ -18,6 +20,7 @@ from imgcls.errors import ArchiveError
 from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, describe_mismatch, parse_golden
 
 SELF_TEST_TIMEOUT_S = 300
+STALE_S = 3600
 
 
 def build_archive(
@@ -34,6 +37,7 @@ def build_archive(
     refuse_incomplete(run)
     try:
         store.mkdir(parents=True, exist_ok=True)
+        _sweep(store, name=name)
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=store.absolute()) as temporary:
             folder = Path(temporary)
             tree, unpacked = folder / "tree", folder / "unpacked"
@@ -47,6 +51,13 @@ def build_archive(
     except OSError as err:
         raise ArchiveError(f"{store}: the archive cannot be written: {err}") from err
     return target
+
+
+def _sweep(store: Path, *, name: str) -> None:
+    """Removes what builds that were killed have left; a build that still runs is younger."""
+    for left in store.glob(f".{name}-*"):
+        if left.is_dir() and time.time() - left.stat().st_mtime > STALE_S:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def self_test(unpacked: Path) -> None:

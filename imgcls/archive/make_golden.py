@@ -16,6 +16,8 @@ from model.labels import LABELS_FILE, read_labels
 from model.preprocess import pixels_from_bytes
 from model.spec import ModelSpec
 
+MAX_GOLDEN_BYTES = 4_000_000
+
 
 def write_golden(run: Path, folder: Path) -> None:
     """Writes golden/ into a staged archive.
@@ -24,7 +26,7 @@ def write_golden(run: Path, folder: Path) -> None:
     elsewhere) gets one made image. The answers are those of the run's weights, on the CPU.
 
     Raises:
-        ArchiveError: one of the run's golden images cannot be decoded.
+        ArchiveError: one of the run's golden images is too large or cannot be decoded.
         ModelError: the run cannot be loaded, or answers with NaN.
     """
     golden = folder / GOLDEN_FOLDER
@@ -32,6 +34,11 @@ def write_golden(run: Path, folder: Path) -> None:
     classifier = Classifier.load(run)
     labels = read_labels(run / LABELS_FILE, count=len(classifier.spec.classes))
     for file in _inputs(run):
+        if file.stat().st_size > MAX_GOLDEN_BYTES:
+            raise ArchiveError(
+                f"{GOLDEN_FOLDER}/{file.name}: has more than the {MAX_GOLDEN_BYTES:,} bytes that a starting server "
+                "is sent; replace it in the run directory"
+            )
         shutil.copyfile(file, golden / file.name)
     if not any(golden.iterdir()):
         (golden / "made.png").write_bytes(make_image(classifier.spec))

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 import handler
+import imgcls
 import model
 from imgcls.archive.card import write_card
 from imgcls.archive.make_golden import write_golden
@@ -52,6 +53,7 @@ def stage_archive(run: Path, folder: Path, *, name: str, version: str, options: 
     for file in (*REQUIRED, *OPTIONAL):
         if (run / file).is_file():
             shutil.copyfile(run / file, folder / file)
+    refuse_foreign_packages()
     for package in TRAVELLING:
         copy_package(Path(str(package.__file__)).parent, folder / package.__name__)
     (folder / CONFIG_FILE).write_text(dump_model_config(options), encoding="utf-8")
@@ -73,6 +75,16 @@ def refuse_incomplete(run: Path) -> None:
         raise ArchiveError(f"{run}: is not a complete run, {', '.join(missing)} is not in it; train it with train.py")
     spec = read_spec(run / SPEC_FILE)
     read_labels(run / LABELS_FILE, count=len(spec.classes))
+
+
+def refuse_foreign_packages() -> None:
+    """Raises ArchiveError when the code that would be packed is not of the checkout or installation that packs it."""
+    home = Path(str(imgcls.__file__)).parents[1]
+    for package in TRAVELLING:
+        if Path(str(package.__file__)).parents[1] != home:
+            raise ArchiveError(
+                f"{package.__file__} would be packed, and imgcls runs from {home}; take the other folder off PYTHONPATH"
+            )
 
 
 def copy_package(source: Path, target: Path) -> None:

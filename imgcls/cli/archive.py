@@ -32,7 +32,9 @@ def build(
 
     options = ServingOptions(workers=workers, batch_size=batch_size, max_batch_delay_ms=max_batch_delay_ms)
     archive = build_archive(run, store, name=name, version=version, options=options)
-    print(f"built {archive} ({archive.stat().st_size:,} bytes): {name} {version}, golden inputs answered right")
+    print(
+        f"built {archive.absolute()} ({archive.stat().st_size:,} bytes): {name} {version}, golden inputs answered right"
+    )
 
 
 @app.command()

@@ -43,6 +43,7 @@ def evaluate(
 
     from rich.console import Console
 
+    from imgcls.data.images import count_files
     from imgcls.evaluation.run import evaluate_run, parse_tests
     from imgcls.evaluation.table import build_table
 
@@ -52,7 +53,7 @@ def evaluate(
         for problem in evaluation.problems[:5]:
             typer.echo(f"{name}: left out {problem.name}: {problem.reason}", err=True)
         if len(evaluation.problems) > 5:
-            typer.echo(f"{name}: left out {len(evaluation.problems)} files in all", err=True)
+            typer.echo(f"{name}: left out {count_files(evaluation.problems)} files in all", err=True)
     reports = {name: evaluation.report for name, evaluation in evaluations.items()}
     if as_json:
         typer.echo(json.dumps({name: report.model_dump() for name, report in reports.items()}, indent=1))

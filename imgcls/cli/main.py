@@ -4,6 +4,7 @@
 """
 
 import os
+import signal
 import sys
 
 import typer
@@ -38,16 +39,17 @@ def version() -> None:
 
 def main() -> None:
     """Runs the command line."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files are removed
     try:
         app()
-    except (ImgclsError, ModelError) as err:
+    except BrokenPipeError:  # the reader of a pipe went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (ImgclsError, ModelError, OSError) as err:  # OSError: a disk that is full or may not be written
         print(f"error: {err}", file=sys.stderr)
         sys.exit(getattr(err, "exit_code", 1))
     except ModuleNotFoundError as err:
         print(f"error: {describe_missing(err)}", file=sys.stderr)
-        sys.exit(1)
-    except BrokenPipeError:  # the reader of a pipe went away, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 

@@ -1,6 +1,6 @@
 """The nouns of this room: a labelled image, a split, a file that cannot be used, and a source."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from PIL.Image import Image
@@ -45,10 +45,22 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Problem:
-    """A file that cannot be used, and why: corrupt, empty, unlabelled, of an unknown class, and so on."""
+    """What cannot be used, and why: a file that is corrupt, empty or unlabelled, or all files of an unknown class.
+
+    Attributes:
+        name: of the file, or of the class within its split.
+        reason: in words.
+        files: how many files are left out for it.
+    """
 
     name: str
     reason: str
+    files: int = 1
+
+
+def count_files(problems: Iterable[Problem]) -> int:
+    """Returns how many files are left out for these problems."""
+    return sum(problem.files for problem in problems)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def number_classes(listing: Listing) -> tuple[tuple[str, ...], dict[str, ImageSe
 
 def _describe_unknown(split: str, class_name: str, *, count: int) -> Problem:
     reason = f"class {class_name!r} is not in train; its {count} images are left out"
-    return Problem(f"{split}/{class_name}", reason)
+    return Problem(f"{split}/{class_name}", reason, files=count)
 
 
 def _draw_three(entries: list[Entry], *, rule: SplitRule) -> list[Entry]:

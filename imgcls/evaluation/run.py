@@ -16,7 +16,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from imgcls.data.images import Problem
+from imgcls.data.images import DataSource, ImageSet, Problem, count_files
 from imgcls.data.sources import open_source
 from imgcls.errors import DataError, RunError, UsageError
 from imgcls.evaluation.metrics import compute_metrics
@@ -25,6 +25,7 @@ from imgcls.evaluation.predict import Predictions, predict_images, rename_classe
 from imgcls.evaluation.reports import TestReport, save_reports
 from imgcls.files import write_atomic
 from model.classifier import SPEC_FILE, Classifier
+from model.spec import read_spec
 
 CONFIG_FILE = "train_config.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of file names
@@ -78,11 +79,20 @@ def evaluate_run(
     config = read_run_data(run)
     sources = dict(tests) or {"test": _require_data(config, run)}
     _require_names(sources)
+    classes = read_spec(run / SPEC_FILE).classes
+    try:
+        opened = {
+            name: _open_test(text, config=config, classes=classes, strict=strict) for name, text in sources.items()
+        }
+    except UsageError as err:
+        if tests:
+            raise
+        raise UsageError(f"{run / CONFIG_FILE}: data: {err}; say what to evaluate with --test NAME=SOURCE") from err
     classifier = Classifier.load(run, device=_choose_device(device))
     evaluations: dict[str, Evaluation] = {}
-    for name, text in sources.items():
+    for name, (source, images) in opened.items():
         evaluations[name], predictions = _evaluate_set(
-            classifier, text, config=config, batch_size=batch_size, strict=strict, progress=progress
+            classifier, source, images, batch_size=batch_size, strict=strict, progress=progress
         )
         _write_files(out or run, name, evaluations[name].report, predictions, classes=classifier.spec.classes, run=run)
     return evaluations
@@ -144,25 +154,34 @@ def _choose_device(device: str) -> str:
     return device
 
 
-def _evaluate_set(
-    classifier: Classifier, text: str, *, config: RunData, batch_size: int, strict: bool, progress: bool
-) -> tuple[Evaluation, Predictions]:
+def _open_test(text: str, *, config: RunData, classes: Sequence[str], strict: bool) -> tuple[DataSource, ImageSet]:
+    """Opens a test set and renames its classes to the run's; decodes nothing yet."""
     source = open_source(text, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction)
     if source.chosen not in source.splits:
         raise DataError(f"{text}: has no {source.chosen} split; it has {', '.join(source.splits)}: choose with ,split=")
     if strict and source.problems:
         first = source.problems[0]
-        raise DataError(f"{text}: {len(source.problems)} problems, first {first.name}: {first.reason}; mend them")
+        raise DataError(
+            f"{text}: {count_files(source.problems)} files cannot be used, first {first.name}: {first.reason}"
+        )
     try:
-        images = rename_classes(source.splits[source.chosen], classifier.spec.classes)
+        return source, rename_classes(source.splits[source.chosen], classes)
+    except DataError as err:
+        raise DataError(f"{text}: {err}") from err
+
+
+def _evaluate_set(
+    classifier: Classifier, source: DataSource, images: ImageSet, *, batch_size: int, strict: bool, progress: bool
+) -> tuple[Evaluation, Predictions]:
+    try:
         predictions = predict_images(
             classifier, images, perturb=source.perturb, batch_size=batch_size, strict=strict, progress=progress
         )
     except DataError as err:
-        raise DataError(f"{text}: {err}") from err
+        raise DataError(f"{source.text}: {err}") from err
     problems = (*source.problems, *predictions.problems)
     metrics = compute_metrics(predictions.labels, predictions.probabilities, classes=images.classes)
-    report = TestReport(**metrics.model_dump(), source=text, split=source.chosen, skipped=len(problems))
+    report = TestReport(**metrics.model_dump(), source=source.text, split=source.chosen, skipped=count_files(problems))
     return Evaluation(report, problems), predictions
 
 

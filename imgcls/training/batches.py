@@ -1,6 +1,5 @@
 """Batches of uint8 pixels and labels: from memory where the split fits, decoded on demand where it does not."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,8 +27,16 @@ class Batches:
     workers: int
 
     def __len__(self) -> int:
-        """Returns the number of batches of an epoch; the last may be smaller."""
-        return math.ceil(len(self.data) / self.batch_size)
+        """Returns the number of batches of an epoch; the last may be smaller.
+
+        In training it is never a single image, which batch norm cannot take: that one is left out of the epoch.
+        """
+        full, rest = divmod(len(self.data), self.batch_size)
+        return full if rest == 0 or self._drops_rest else full + 1
+
+    @property
+    def _drops_rest(self) -> bool:
+        return self.shuffle and len(self.data) > 1 and len(self.data) % self.batch_size == 1
 
     def draw(self, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields an epoch of (uint8 (B, C, H, W), int64 (B,)) on the CPU."""
@@ -38,6 +45,7 @@ class Batches:
                 self.data,
                 self.batch_size,
                 shuffle=self.shuffle,
+                drop_last=self._drops_rest,
                 num_workers=self.workers,
                 generator=generator,
                 pin_memory=torch.cuda.is_available(),
@@ -45,8 +53,8 @@ class Batches:
             return
         count = len(self.data)
         order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        for start in range(0, count, self.batch_size):
-            indices = order[start : start + self.batch_size]
+        for number in range(len(self)):
+            indices = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield self.data.pixels[indices], self.data.labels[indices]
 
     def sample_pixels(self) -> Tensor:

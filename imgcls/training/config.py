@@ -64,7 +64,10 @@ class TrainConfig(BaseSettings):
     pretrained: bool = Field(
         False, description="start from timm's weights, from the hub; input settings default to theirs"
     )
-    channels: AnyChannels = Field(None, description="1 grayscale, 3 RGB, 4 RGBA; default: as the images are")
+    channels: AnyChannels = Field(
+        None,
+        description="1 grayscale, 3 RGB, 4 RGBA; default: 1 or 3, as the images are, with alpha blended over white",
+    )
     size: Count | None = Field(
         None, description="side of the network's input in pixels; default: as the images are, or 224"
     )

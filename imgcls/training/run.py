@@ -35,6 +35,7 @@ from model.labels import LABELS_FILE, dump_labels
 from model.spec import ModelSpec, dump_spec, read_spec
 
 CHECKPOINT_FILE = "checkpoint.pt"
+GOLDEN_BYTES = 300_000  # of one golden image; a larger file is made smaller
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def open_run(config: TrainConfig) -> Path:
             folder cannot be made.
     """
     run = config.out
-    has_run = (run / WEIGHTS_FILE).exists() or (run / CHECKPOINT_FILE).exists()
+    has_run = any((run / name).exists() for name in (WEIGHTS_FILE, CHECKPOINT_FILE, SPEC_FILE))
+    if run.is_dir() and any(run.iterdir()) and not has_run:
+        raise RunError(f"{run}: holds files that are no run's; give another --out, so that nothing of yours is lost")
     if config.resume and not (run / CHECKPOINT_FILE).exists():
         raise RunError(f"{run}: has no {CHECKPOINT_FILE} to resume from; leave --resume off")
     if has_run and not (config.resume or config.overwrite):
@@ -78,7 +81,7 @@ def write_setup(run: Path, *, spec: ModelSpec, val: ImageSet, golden: int) -> No
     _clear(run)
     write_atomic(run / SPEC_FILE, dump_spec(spec))
     write_atomic(run / LABELS_FILE, dump_labels(spec.classes))
-    _write_golden(run / GOLDEN_FOLDER, val, count=golden)
+    _write_golden(run / GOLDEN_FOLDER, val, count=golden, spec=spec)
 
 
 def write_config(run: Path, config: TrainConfig) -> None:
@@ -90,6 +93,28 @@ def write_weights(run: Path, network: nn.Module) -> None:
     """Writes the network's weights as safetensors."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     write_atomic(run / WEIGHTS_FILE, save(state))
+
+
+def save_epoch(run: Path, epoch: Epoch, history: list[Epoch], *, network: nn.Module, state: dict[str, Any]) -> bool:
+    """Adds an epoch to the history and to the disk: its weights, if they are the best by validation; its checkpoint.
+
+    Args:
+        run: the run directory.
+        epoch: the one that has just ended.
+        history: the ones before; the epoch is appended.
+        network: whose weights to write.
+        state: the other state dicts that a resumed run needs.
+
+    Returns:
+        Whether it is the best so far.
+    """
+    is_best = epoch.val_accuracy > max((row.val_accuracy for row in history), default=-1.0)
+    if is_best:
+        write_weights(run, network)
+    history.append(epoch)
+    write_history(run, history)
+    write_checkpoint(run, state | {"network": network.state_dict()}, history=history)
+    return is_best
 
 
 def write_history(run: Path, history: list[Epoch]) -> None:
@@ -148,7 +173,7 @@ def _clear(run: Path) -> None:
     shutil.rmtree(run / GOLDEN_FOLDER, ignore_errors=True)
 
 
-def _write_golden(folder: Path, val: ImageSet, *, count: int) -> None:
+def _write_golden(folder: Path, val: ImageSet, *, count: int, spec: ModelSpec) -> None:
     """Copies the first readable image of each class, and then of each class again, until there are enough."""
     folder.mkdir(exist_ok=True)
     written = 0
@@ -157,12 +182,22 @@ def _write_golden(folder: Path, val: ImageSet, *, count: int) -> None:
             return
         try:
             data = sample.read()
-            decode_image(data, channels=3)
+            data = _shrink(data, spec) if len(data) > GOLDEN_BYTES else data
+            decode_image(data, channels=spec.channels)
         except (ImageError, OSError):
             continue
         extension = str(Image.open(io.BytesIO(data)).format).lower()
         write_atomic(folder / f"{written}.{extension}", data)
         written += 1
+
+
+def _shrink(data: bytes, spec: ModelSpec) -> bytes:
+    """Makes a large file small, as it travels in each archive and is sent to each server that starts."""
+    image = decode_image(data, channels=spec.channels)
+    image.thumbnail((2 * spec.resize, 2 * spec.resize))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG" if spec.channels == 4 else "JPEG", quality=95)
+    return buffer.getvalue()
 
 
 def _round_robin(images: ImageSet) -> Iterator[Sample]:

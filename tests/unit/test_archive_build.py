@@ -5,6 +5,9 @@ import os
 import resource
 import shutil
 import stat
+import subprocess
+import sys
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -122,6 +125,11 @@ def spoil_numbers(run: Path) -> None:
         (lambda run: (run / "spec.yaml").unlink(), ArchiveError, "spec.yaml is not in it"),
         (lambda run: (run / "spec.yaml").write_text("size: 4"), SpecError, "classes: Field required"),
         (shutil.rmtree, ArchiveError, "there is no such run directory"),
+        (
+            lambda run: (run / "golden" / "1.png").write_bytes(bytes(5_000_000)),
+            ArchiveError,
+            r"golden/1\.png: has more",
+        ),
         (lambda run: (run / "golden" / "1.png").write_text("text"), ArchiveError, r"golden/1\.png: the bytes are not"),
         (lambda run: (run / "train_config.yaml").write_text("- a: ["), ArchiveError, "train_config.yaml: is not what"),
         (
@@ -144,6 +152,30 @@ def test_a_run_that_cannot_be_served_keeps_the_old_archive(tmp_path: Path, write
     assert str(store) not in str(caught.value)  # names the user's file, not a temporary copy
     assert names_in(store) == ["imgcls.mar"]
     assert (store / "imgcls.mar").read_text() == "old"
+
+
+def test_what_a_killed_build_has_left_is_removed_by_a_later_one(write_run, tmp_path: Path):
+    store = tmp_path / "store"
+    for name, age_s in (("old", 7200), ("young", 60)):
+        (store / f".imgcls-{name}").mkdir(parents=True)
+        os.utime(store / f".imgcls-{name}", (time.time() - age_s,) * 2)
+    run = write_run(tmp_path / "run")
+    (run / "golden" / "1.png").write_bytes(bytes(5_000_000))  # refused at once, so that the test is quick
+    with pytest.raises(ArchiveError):
+        build_archive(run, store)
+    assert names_in(store) == [".imgcls-young"]
+
+
+def test_code_of_another_checkout_is_not_packed(color_run: Path, tmp_path: Path):
+    for package in ("model", "handler"):
+        shutil.copytree(PROJECT / package, tmp_path / "other" / package)
+    imgcls = Path(sys.executable).with_name("imgcls")
+    command = [imgcls, "archive", "build", color_run, "--store", tmp_path / "store"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "other")}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "take the other folder off PYTHONPATH" in result.stderr
+    assert names_in(tmp_path / "store") == []
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "-flag", "two words", "ä"])

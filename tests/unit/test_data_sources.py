@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imgcls.data.images import DataSource
+from imgcls.data.images import DataSource, count_files
 from imgcls.data.sources import open_source
 from imgcls.errors import DataError, UsageError
 
@@ -142,6 +142,7 @@ def test_class_that_only_test_has_is_a_problem_not_a_class(tmp_path: Path) -> No
     source = open_source(str(tmp_path))
     assert source.classes == ("cats", "dogs")
     assert "its 10 images are left out" in reasons(source)["test/emus"]
+    assert count_files(source.problems) == 10
 
 
 @pytest.mark.parametrize("kind", ["empty folder", "no images", "one class", "empty zip", "no zip", "one image a class"])

@@ -104,6 +104,20 @@ def test_unknown_class_is_one_clear_error(tmp_path: Path) -> None:
         evaluate_run(run, tests={"odd": str(photos)})
 
 
+def test_a_bad_test_set_is_found_before_any_is_measured(tmp_path: Path) -> None:
+    run, photos = write_run(tmp_path / "run"), str(write_photos(tmp_path / "photos"))
+    with pytest.raises(UsageError, match="colour"):
+        evaluate_run(run, tests={"good": photos, "bad": f"{photos},colour=3"})
+    assert not (run / "metrics.json").exists()
+
+
+def test_data_of_a_run_that_is_not_here_is_named_with_its_file(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "train_config.yaml").write_text("data: elsewhere")
+    with pytest.raises(UsageError, match=r"train_config\.yaml: data: 'elsewhere' is no such .*; say what to evaluate"):
+        evaluate_run(run, tests={})
+
+
 def test_corrupt_file_is_left_out_and_reported_and_refused_where_strict(tmp_path: Path) -> None:
     run, photos = write_run(tmp_path / "run"), write_photos(tmp_path / "photos" / "test").parent
     (photos / "test" / "dark" / "3.png").write_bytes(b"")

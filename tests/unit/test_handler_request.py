@@ -45,6 +45,7 @@ def test_an_empty_body_is_an_empty_image():
     [
         ({}, r"holds no image; .* \(got the fields: none\)"),
         ({"one": IMAGE, "two": IMAGE}, r"the request holds no image; .* \(got the fields: one, two\)"),
+        ({"data": IMAGE, "image": IMAGE}, r"the request holds 2 images \(data, image\); send one a request"),
         ({"body": {}}, r"the JSON object holds no image; .* \(got the fields: none\)"),
         ({"body": {"image": 7}}, "the image in the JSON body is int; expected a base64 string"),
         ({"body": {"image": None}}, "the image in the JSON body is NoneType"),

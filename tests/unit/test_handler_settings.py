@@ -41,6 +41,11 @@ def test_workers_share_the_cores(cores, config, threads):
     assert count_threads(HandlerSettings(), config, cores=cores) == threads
 
 
+def test_workers_chosen_at_start_win_over_the_archives(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("IMGCLS_WORKERS", "4")
+    assert count_threads(HandlerSettings(), {"minWorkers": 1}, cores=8) == 2
+
+
 def test_threads_that_are_given_are_taken():
     assert count_threads(HandlerSettings(threads=3), {"minWorkers": 8}, cores=8) == 3
 

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -213,6 +214,36 @@ def test_a_run_is_replaced_only_when_asked_and_then_wholly(tmp_path, train_photo
     assert len(list((run / "golden").iterdir())) == 1
 
 
+def test_files_that_are_no_runs_are_never_removed(tmp_path, train_photos, photos):
+    data = shutil.copytree(photos, tmp_path / "data")
+    (data / "red").rename(data / "golden")
+    for options in ((), ("--overwrite",)):
+        with pytest.raises(RunError, match="holds files that are no run's; give another --out"):
+            train_photos(data, *options, data=data)
+    assert len(list((data / "golden").iterdir())) == 12
+
+
+def test_a_run_that_diverges_stops_with_the_reason(tmp_path, train_photos):
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) in epoch \d; lower --lr, which is 1e\+06"):
+        train_photos(tmp_path / "run", "--lr", 1e6, epochs=5)
+    assert (
+        "weights.safetensors" not in names_in(tmp_path / "run")
+        or torch.isfinite(torch.cat([tensor.flatten() for tensor in read_weights(tmp_path / "run").values()])).all()
+    )
+
+
+def test_a_large_golden_image_is_made_small(tmp_path, train_photos):
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.fromarray(noise + number).save(tmp_path / "data" / name / f"{number}.bmp")
+    train_photos(tmp_path / "run", "--size", 8, data=tmp_path / "data")
+    files = list((tmp_path / "run" / "golden").iterdir())
+    assert len(files) == 2  # all of the validation split
+    assert max(file.stat().st_size for file in files) < 10_000
+
+
 @pytest.mark.parametrize(
     ("options", "error"),
     [
@@ -343,8 +374,11 @@ def test_batches_are_the_same_from_memory_and_on_demand(encode):
         assert [len(labels) for _, labels in drawn] == [3, 3, 1]
         assert len(batches) == 3
         found.append((torch.cat([pixels for pixels, _ in drawn]), torch.cat([labels for _, labels in drawn])))
-        shuffled = Batches(data, batch_size=3, shuffle=True, workers=0).draw(torch.Generator().manual_seed(0))
+        shuffled = Batches(data, batch_size=4, shuffle=True, workers=0).draw(torch.Generator().manual_seed(0))
         assert sorted(int(p[0, 0, 0]) for pixels, _ in shuffled for p in pixels) == [0, 10, 20, 30, 40, 50, 60]
+        training = Batches(data, batch_size=3, shuffle=True, workers=0)
+        assert [len(labels) for _, labels in training.draw(torch.Generator())] == [3, 3]  # batch norm needs two
+        assert len(training) == 2
         assert batches.sample_pixels().shape == (7, 1, 2, 2)
     assert torch.equal(found[0][0], found[1][0])
     assert torch.equal(found[0][1], found[1][1])
