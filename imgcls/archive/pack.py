@@ -4,7 +4,6 @@ Its command line is not used: it copies every input through one folder of the sy
 the model, which two builds at once would share.
 """
 
-import os
 from pathlib import Path
 
 from model_archiver.model_archiver_config import ModelArchiverConfig
@@ -13,6 +12,7 @@ from model_archiver.model_packaging_utils import ModelExportUtils
 
 from imgcls.archive.stage import CONFIG_FILE
 from imgcls.errors import ArchiveError
+from imgcls.files import sync
 from model.classifier import WEIGHTS_FILE
 
 HANDLER = "handler.image_classifier"  # TorchServe imports it by this name from the unpacked archive
@@ -45,14 +45,6 @@ def publish(archive: Path, target: Path) -> None:
     everybody may read it: the server often runs as another user.
     """
     archive.chmod(0o644)
-    _sync(archive)
+    sync(archive)
     archive.replace(target)
-    _sync(target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(target.parent)

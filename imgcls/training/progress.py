@@ -25,11 +25,11 @@ class EpochProgress:
         columns = (
             TextColumn(title),
             BarColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}  {task.fields[rate]:,.0f} images/s"),
+            TextColumn("loss {task.fields[loss]}  {task.fields[rate]:,.0f} images/s"),
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task(title, total=batches, loss=float("nan"), rate=0.0)
+        self._task = self._progress.add_task(title, total=batches, loss="-", rate=0.0)
         self._started = time.perf_counter()
         self._images = 0
 
@@ -48,4 +48,4 @@ class EpochProgress:
         """Moves the bar on by one batch of that many images."""
         self._images += images
         rate = self._images / (time.perf_counter() - self._started)
-        self._progress.update(self._task, advance=1, loss=loss, rate=rate)
+        self._progress.update(self._task, advance=1, loss=f"{loss:.4f}", rate=rate)
