@@ -16,7 +16,10 @@ def doctor(
     java: Annotated[str | None, typer.Option(help="embedded, system, or a Java home.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Checks Java, packages, archive, ports, GPU, disk, state and environment; exits 1 on an error."""
+    """Checks what would make TorchServe fail later.
+
+    Looks at Java, packages, archive, ports, GPU, disk, state and environment; exits 1 on an error.
+    """
     from dataclasses import asdict
 
     from imgcls.serving.doctor import Subject, examine

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def predict(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Image files.", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", help="Image files, or folders of them.", show_default=False),
+    ],
     *,
     top_k: Annotated[int, typer.Option(min=1, help="How many classes to show, the most probable first.")] = 5,
     url: Annotated[
@@ -38,30 +41,48 @@ def predict(
     ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: one object a file, in a list.")] = False,
 ) -> None:
-    """Classifies image files; one that fails is named, the others are still classified, and the exit status is 1."""
+    """Classifies image files with a running server.
+
+    A file that fails is named, the others are still classified, and the exit status is 1.
+    """
+    from imgcls.client.files import expand_folders
     from imgcls.errors import ClientError
 
+    images = list(expand_folders(files))
+    answers: list[dict[str, Any]] = []
     with _make_client(url=url, token=token, model=model, state=state, timeout_s=timeout_s) as client:
-        answers = {file: _predict_one(client, file, top_k=top_k, is_quiet=as_json) for file in files}
-    if as_json:
-        print(json.dumps([{"file": str(file), **answer} for file, answer in answers.items()], indent=2))
-    failed = [file for file, answer in answers.items() if "error" in answer]
-    if failed:
-        raise ClientError(f"{len(failed)} of {len(files)} files could not be classified")
+        try:
+            for image in images:
+                answers.append({"file": str(image), **_predict_one(client, image, top_k=top_k, is_quiet=as_json)})
+        finally:  # what was answered counts, even where the server has gone away since
+            if as_json:
+                print(json.dumps(answers, indent=2), flush=True)
+    if failed := sum("error" in answer for answer in answers):
+        raise ClientError(f"{failed} of {len(images)} files could not be classified")
 
 
 def _make_client(*, url: str | None, token: str | None, model: str | None, state: Path, timeout_s: float) -> Client:
     from imgcls.client import Client
 
     if url is None:
+        url, token, model = _look_up_server(state, token=token, model=model)
+    return Client(url, token=token, model=model or "imgcls", timeout_s=timeout_s)
+
+
+def _look_up_server(state: Path, *, token: str | None, model: str | None) -> tuple[str, str | None, str]:
+    from imgcls.errors import UsageError
+
+    try:
         from imgcls.serving.access import inference_token
         from imgcls.serving.state import StateFolder
-
-        folder = StateFolder(state)
-        server = folder.read_running()
-        url, model = server.inference_url, model or server.model
-        token = token or inference_token(server, folder)
-    return Client(url, token=token, model=model or "imgcls", timeout_s=timeout_s)
+    except ModuleNotFoundError as err:  # a light install, which serves nothing
+        raise UsageError(
+            f"without {err.name} no server of this machine can be looked up; "
+            "give --url and --token, or pip install 'imgcls[serve]'"
+        ) from err
+    folder = StateFolder(state)
+    server = folder.read_running()
+    return server.inference_url, token or inference_token(server, folder), model or server.model
 
 
 def _predict_one(client: Client, file: Path, *, top_k: int, is_quiet: bool) -> dict[str, Any]:

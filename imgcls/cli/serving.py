@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from imgcls.serving.server import ServeOptions
     from imgcls.serving.state import ServerState, StateFolder
 
-StateOption = Annotated[Path, typer.Option("--state", help="The server's state folder; a second server needs its own.")]
+StateOption = Annotated[
+    Path,
+    typer.Option(
+        "--state",
+        help="The server's state folder. It belongs to imgcls, which removes files in it; each server needs its own.",
+    ),
+]
 STATE = Path(".imgcls/serve")
 
 
@@ -45,9 +53,16 @@ def serve(
         ),
     ] = None,
 ) -> None:
-    """Starts TorchServe with an archive, and returns once its workers answer the archive's golden inputs right."""
-    from imgcls.serving.server import ServeOptions
+    """Starts TorchServe with an archive and waits until ready.
 
+    It is ready once all its workers run and the archive's golden inputs are answered right.
+    """
+    from imgcls.serving.foreground import StopRequestedError
+    from imgcls.serving.foreground import serve as serve_archive
+    from imgcls.serving.server import ServeOptions
+    from imgcls.serving.state import StateFolder
+
+    folder = StateFolder(state)
     options = ServeOptions(
         archive=archive,
         config=ts_config,
@@ -58,7 +73,19 @@ def serve(
         timeout_s=timeout_s,
         dies_with_parent=foreground,
     )
-    _serve(options, is_foreground=foreground)
+    try:
+        with _worker_output_shown():
+            serve_archive(
+                options,
+                is_foreground=foreground,
+                on_progress=_tell,
+                on_ready=lambda server: _print(_describe_start(server, folder, is_foreground=foreground)),
+                on_log_line=_print,
+            )
+    except StopRequestedError as err:
+        _tell("stopped")
+        if not foreground:  # asked to start a server, and there is none
+            raise typer.Exit(128 + err.number) from err
 
 
 def status(
@@ -66,7 +93,10 @@ def status(
     state: StateOption = STATE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Shows the server's model, workers, queue and ports; exits 1 when it is not ready or gone."""
+    """Shows the server's model, workers, queue and ports.
+
+    Exits 1 when it is not ready or gone.
+    """
     from imgcls.serving.report import describe_server
     from imgcls.serving.state import StateFolder
 
@@ -83,21 +113,24 @@ def scale(
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds until all must be ready.")] = 180,
     state: StateOption = STATE,
 ) -> None:
-    """Changes the number of workers and waits until all are READY; fewer workers drop their batches in flight."""
-    from imgcls.serving.errors import WorkerFailedError
+    """Changes the number of workers and waits for them.
+
+    A worker that is taken away drops its batch in flight. The threads of each worker stay as they were at start.
+    """
     from imgcls.serving.server import scale as scale_server
     from imgcls.serving.state import StateFolder
 
-    try:
+    with _worker_output_shown():
         model = scale_server(StateFolder(state), workers, name=name, timeout_s=timeout_s, on_progress=_tell)
-    except WorkerFailedError as err:
-        print(err.details, file=sys.stderr)
-        raise
+    _tell("note: the threads of each worker stay as they were when the server started")
     print(f"{model.model_name} {model.model_version}: {model.ready_workers} workers READY")
 
 
 def stop(*, state: StateOption = STATE) -> None:
-    """Stops the server with all its workers; stopping twice does no harm."""
+    """Stops the server with all its workers.
+
+    Stopping twice does no harm.
+    """
     from imgcls.serving.server import stop as stop_server
     from imgcls.serving.state import StateFolder
 
@@ -105,35 +138,22 @@ def stop(*, state: StateOption = STATE) -> None:
     print("stopped" if stop_server(folder) else f"no server was running with the state folder {folder.path}")
 
 
-def _serve(options: ServeOptions, *, is_foreground: bool) -> None:
+@contextmanager
+def _worker_output_shown() -> Iterator[None]:
+    """Prints what a worker wrote before it died, above the error's own line."""
     from imgcls.serving.errors import WorkerFailedError
-    from imgcls.serving.foreground import StopRequestedError, follow, signals_raise
-    from imgcls.serving.server import start
-    from imgcls.serving.server import stop as stop_server
-    from imgcls.serving.state import StateFolder
 
-    folder = StateFolder(options.state)
-    server = None
-    with signals_raise():
-        try:
-            server = start(options, on_progress=_tell)
-            print(_describe_start(server, folder, is_foreground=is_foreground), flush=True)
-            if is_foreground:
-                follow(server, folder, write=lambda line: print(line, flush=True))
-        except WorkerFailedError as err:
-            print(err.details, file=sys.stderr)
-            raise
-        except StopRequestedError as err:
-            if server is not None:  # an interrupted start has cleaned up by itself; a server of someone else stays
-                stop_server(folder)
-            _tell("stopped")
-            if not is_foreground:  # asked to start a server, and there is none
-                raise typer.Exit(128 + err.number) from err
+    try:
+        yield
+    except WorkerFailedError as err:
+        _tell(err.details)
+        raise
 
 
 def _describe_start(server: ServerState, folder: StateFolder, *, is_foreground: bool) -> str:
-    flag = "" if folder.path == STATE.absolute() else f" --state {folder.path}"
-    read_token = f"""python3 -c "import json; print(json.load(open('{folder.key_file}'))['inference']['key'])\""""
+    flag = "" if folder.path == STATE.absolute() else f" --state {shlex.quote(str(folder.path))}"
+    script = """import json, sys; print(json.load(open(sys.argv[1]))["inference"]["key"])"""
+    read_token = shlex.join(["python3", "-c", script, str(folder.key_file)])
     header = f'-H "Authorization: Bearer $({read_token})" ' if server.token_required else ""
     return "\n".join(
         (
@@ -147,5 +167,9 @@ def _describe_start(server: ServerState, folder: StateFolder, *, is_foreground: 
     )
 
 
-def _tell(text: str) -> Any:
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
+def _tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

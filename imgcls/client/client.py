@@ -136,7 +136,7 @@ class Client:
                 raise self._timed_out() from err
             except requests.RequestException as err:
                 raise ConnectionFailedError(f"{self.url}: the request failed: {err}") from err
-        reason = "nobody listens there" if "refused" in str(failure) else type(failure).__name__
+        reason = "nobody listens there" if _is_refused(failure) else type(failure).__name__
         raise ConnectionFailedError(
             f"{self.url}: no connection ({reason}); is the server started, and the URL right?"
         ) from failure
@@ -172,6 +172,13 @@ def _is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Tells whether somewhere in an error's chain a connection was refused; requests and urllib3 wrap it thrice."""
+    while error is not None and not isinstance(error, ConnectionRefusedError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _json_of(response: requests.Response) -> object:

@@ -52,6 +52,8 @@ print(json.dumps(failed))
 """
 LEAST_FREE_BYTES = 500_000_000
 FULL_BYTES = 50_000_000
+DEFAULT_REQUEST_BYTES = 6_553_500  # TorchServe's own, where the configuration names none
+MAKE_ARCHIVE = "make an archive: ./build_mar.sh RUN"
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def examine(subject: Subject) -> list[Finding]:
     findings += check_java(subject.java)
     findings += check_packages(Path(sys.executable), names=PACKAGES)
     findings += check_archive(subject.archive)
+    findings += check_request_size(config, subject.archive)
     state_findings, runs = check_state(StateFolder(subject.state))
     findings += state_findings
     if not runs:  # its own ports are not free while it runs
@@ -97,8 +100,7 @@ def check_java(choice: str | None) -> list[Finding]:
         java = find_java(choice)
         return [Finding("java", "ok", f"Java {read_version(java)}: {java}")]
     except JavaError as err:
-        detail, _, fix = str(err).rpartition("; ")
-        return [Finding("java", "error", detail or fix, fix)]
+        return [Finding("java", "error", err.problem, err.fix)]
 
 
 def check_packages(python: Path, *, names: Mapping[str, str]) -> list[Finding]:
@@ -142,13 +144,9 @@ def check_archive(archive: Path) -> list[Finding]:
     """Is there an archive that this project can serve?"""
     store = archive.parent
     if not store.is_dir():
-        return [
-            Finding("archive", "error", f"{store}: the model store is missing", "make an archive: ./build_mar.sh RUN")
-        ]
+        return [Finding("archive", "error", f"{store}: the model store is missing", MAKE_ARCHIVE)]
     if not any(store.glob("*.mar")):
-        return [
-            Finding("archive", "error", f"{store}: the model store is empty", "make an archive: ./build_mar.sh RUN")
-        ]
+        return [Finding("archive", "error", f"{store}: the model store is empty", MAKE_ARCHIVE)]
     try:
         # Here, because they need a package that this room reports as missing.
         from imgcls.archive.contents import read_contents, verify_entries
@@ -157,27 +155,40 @@ def check_archive(archive: Path) -> list[Finding]:
         contents, golden = read_contents(archive), read_golden(archive)
         verify_entries(archive)
     except ArchiveError as err:
-        detail, _, fix = str(err).rpartition("; ")
-        return [Finding("archive", "error", detail or fix, fix)]
+        return [Finding("archive", "error", str(err), MAKE_ARCHIVE)]
     except ModuleNotFoundError as err:
         return [Finding("archive", "warning", f"{archive} was not looked at: {err}", "install the package first")]
     return [Finding("archive", "ok", f"{archive}: {contents.name} {contents.version}, {len(golden)} golden inputs")]
 
 
+def check_request_size(config: Mapping[str, str], archive: Path) -> list[Finding]:
+    """Does the server accept requests as large as the archive's golden inputs, which `imgcls serve` sends?"""
+    text = config.get("max_request_size", str(DEFAULT_REQUEST_BYTES))
+    if not text.isdigit():
+        return [Finding("request size", "error", f"max_request_size is {text!r}", "write a number of bytes")]
+    try:
+        from imgcls.archive.golden import read_golden
+
+        golden = read_golden(archive)
+    except (ArchiveError, ModuleNotFoundError):  # told by check_archive and check_packages
+        return []
+    largest = max(golden, key=lambda item: len(item.data))
+    detail = f"golden input {largest.file}: {len(largest.data)} bytes, max_request_size is {text}"
+    if len(largest.data) <= int(text):
+        return [Finding("request size", "ok", detail)]
+    return [Finding("request size", "warning", detail, f"set max_request_size={len(largest.data)} or more")]
+
+
 def check_ports(ports: Ports) -> list[Finding]:
     """Is each port free?"""
-    taken = {name: port for name, port in ports.model_dump().items() if not is_free(port)}
+    taken: dict[str, list[str]] = {}  # holder -> its ports
+    for name, port in ports.model_dump().items():
+        if not is_free(port):
+            taken.setdefault(find_holder(port), []).append(f"port {port} ({name})")
     if not taken:
         return [Finding("ports", "ok", f"{', '.join(map(str, ports.model_dump().values()))} are free")]
-    return [
-        Finding(
-            "ports",
-            "error",
-            f"port {port} ({name}) is in use by {find_holder(port)}",
-            "end it, or choose others with --port N",
-        )
-        for name, port in taken.items()
-    ]
+    uses = [f"{', '.join(held)} {'is' if len(held) == 1 else 'are'} in use by {who}" for who, held in taken.items()]
+    return [Finding("ports", "error", "; ".join(uses), "end it, or choose others with --port N")]
 
 
 def check_state(folder: StateFolder) -> tuple[list[Finding], bool]:
@@ -189,7 +200,11 @@ def check_state(folder: StateFolder) -> tuple[list[Finding], bool]:
     try:
         state = folder.read()
     except ServingError as err:
-        return [Finding("state", "error", str(err), f"remove {folder.state_file}")], False
+        fix = f"name another folder with --state, or remove {folder.state_file} if imgcls wrote it"
+        return [Finding("state", "error", str(err), fix)], False
+    if state is None and folder.is_foreign():
+        detail = f"{folder.path}: holds files that are not imgcls', and imgcls serve will refuse it"
+        return [Finding("state", "error", detail, "name a folder of its own with --state")], False
     if state is None:
         return [Finding("state", "ok", f"{folder.path}: no server")], False
     if find_process(state) is not None:

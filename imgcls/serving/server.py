@@ -20,7 +20,7 @@ import psutil
 
 from imgcls.archive.contents import ArchiveContents, read_contents, verify_entries
 from imgcls.archive.golden import read_golden
-from imgcls.errors import ServingError
+from imgcls.errors import ServingError, UsageError
 from imgcls.files import write_atomic
 from imgcls.serving import config as configuration
 from imgcls.serving import doctor, logs, processes
@@ -57,18 +57,20 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
 
     Raises:
         ArchiveError: the archive cannot be served.
+        UsageError: the state folder is not ours, or would overwrite the configuration.
         ServingError: what stands in the way, or why it did not become ready; nothing is left running then.
     """
     folder = StateFolder(options.state)
     contents = read_contents(options.archive)
     verify_entries(options.archive)
     config = configuration.read_config(options.config)
+    _refuse_own_config(options.config, folder)
     with folder.lock():
         _refuse_second_server(folder)
         java = find_java(options.java)
         ports = configuration.ports_of(config) if options.port is None else ports_from(options.port)
         _check_before(options, config=config, contents=contents, ports=ports)
-        folder.create()
+        folder.prepare()
         config = _write_configuration(options, folder=folder, config=config, ports=ports)
         server_id, temporary = uuid.uuid4().hex, folder.make_temporary()
         watch = LogWatch(folder)
@@ -78,7 +80,7 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
                 server_id=server_id,
                 folder=folder.path,
                 log=folder.console_log,
-                environment=serving_environment(os.environ, temporary=temporary),
+                environment=serving_environment(os.environ, temporary=temporary, workers=options.workers),
                 dies_with_parent=options.dies_with_parent,
             )
             state = ServerState(
@@ -148,6 +150,14 @@ def scale(
             workers=workers,
             check_alive=lambda: check_alive(state, folder),
             on_progress=on_progress,
+        )
+
+
+def _refuse_own_config(config: Path, folder: StateFolder) -> None:
+    if config.resolve() == folder.config_file.resolve():
+        raise UsageError(
+            f"{config}: each start would overwrite this file, as it lies in the state folder {folder.path}; "
+            "name another folder with --state, or another file with --ts-config"
         )
 
 
@@ -260,10 +270,9 @@ def _wait_for_tokens(state: ServerState, folder: StateFolder, *, deadline_s: flo
 
 
 def check_alive(state: ServerState, folder: StateFolder) -> None:
-    """Raises NotReadyError, with what it said last, when a server's frontend has ended."""
+    """Raises NotReadyError, with the reason as far as it is known, when a server's frontend has ended."""
     if find_process(state) is not None:
         return
-    said = [line for line in logs.read_lines(folder.console_log) if line.strip() and not line.startswith("\tat ")]
-    raise NotReadyError(
-        f"TorchServe has ended: {said[-1].strip() if said else 'it said nothing'}; see {folder.console_log}"
-    )
+    if not folder.state_file.exists():
+        raise NotReadyError(f"TorchServe was stopped by imgcls stop; see {folder.logs}")
+    raise NotReadyError(f"TorchServe has ended: {logs.reason_of_end(folder.console_log)}; see {folder.console_log}")

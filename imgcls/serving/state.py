@@ -1,6 +1,7 @@
 """The state folder: everything that belongs to one server, and what the other commands know it by.
 
 .imgcls/serve/
+  .imgcls-state       the mark: this folder is imgcls', which may empty it
   state.json          who serves what, where (ServerState); written atomically, removed at stop
   key_file.json       the three tokens; TorchServe writes it into its working directory, which is this folder
   config.properties   the configuration that the server really got
@@ -19,13 +20,14 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from imgcls.errors import ServingError
+from imgcls.errors import ServingError, UsageError
 from imgcls.files import write_atomic
 from imgcls.serving.errors import AlreadyRunningError, NotRunningError
 from imgcls.serving.ports import Ports
 
 DEFAULT_FOLDER = Path(".imgcls/serve")
 STATE_FILE = "state.json"
+MARK_FILE = ".imgcls-state"
 # A Unix socket's path is held to 107 bytes (104 on macOS); `.ts.sock.PORT` takes up to 15 of them.
 LONGEST_TEMPORARY_PATH_BYTES = 88
 CREATE_TIME_TOLERANCE_S = 2.0  # the clock may be set while a server runs
@@ -50,10 +52,14 @@ class ServerState(BaseModel):
 
 
 class StateFolder:
-    """The files of one server; the folder itself is made when a server is started."""
+    """The files of one server; the folder itself is made, and marked as ours, when a server is started.
+
+    Nothing is removed from a folder that is not ours: someone may have named one with files of their own.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path.absolute()
+        self.mark_file = self.path / MARK_FILE
         self.state_file = self.path / STATE_FILE
         self.key_file = self.path / "key_file.json"
         self.config_file = self.path / "config.properties"
@@ -69,10 +75,11 @@ class StateFolder:
 
         Raises:
             AlreadyRunningError: another process is starting a server here.
+            UsageError: the folder holds files of someone else.
             ServingError: the folder cannot be made.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._claim()
             file = (self.path / "lock").open("w")
         except OSError as err:
             raise ServingError(
@@ -87,15 +94,25 @@ class StateFolder:
                 ) from err
             yield
 
-    def create(self) -> None:
-        """Empties the folder for a new server, and keeps it for its owner only, as it holds tokens.
+    def is_foreign(self) -> bool:
+        """Tells whether the path holds something that no server of ours has left."""
+        if self.mark_file.exists() or not self.path.is_dir():
+            return False
+        try:
+            return self.read() is None and any(self.path.iterdir())
+        except ServingError:  # a state.json that is not ours
+            return True
+
+    def prepare(self) -> None:
+        """Makes the folder ready for a new server: old logs and tokens go, and only its owner may look into it.
 
         Raises:
+            UsageError: the folder holds files of someone else.
             ServingError: it cannot be made.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.path.chmod(0o700)
+            self._claim()
+            self.path.chmod(0o700)  # it holds tokens
             shutil.rmtree(self.logs, ignore_errors=True)
             self.logs.mkdir()
             self.key_file.unlink(missing_ok=True)
@@ -103,6 +120,15 @@ class StateFolder:
             raise ServingError(
                 f"{self.path}: the state folder cannot be made ({err}); name another with --state"
             ) from err
+
+    def _claim(self) -> None:
+        if self.is_foreign():
+            raise UsageError(
+                f"{self.path}: this folder holds files that are not imgcls'; --state wants a folder of its own, "
+                "new or empty, as its files are overwritten and removed"
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.mark_file.touch()
 
     def make_temporary(self) -> Path:
         """Makes the server's own temporary folder: in the state folder, or a short path where that one is too deep."""

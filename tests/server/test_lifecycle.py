@@ -120,7 +120,7 @@ def test_killed_frontend_leaves_no_worker_and_ends_the_foreground(
 def test_orphaned_worker_is_ended_by_stop(cli: Cli, tmp_path: Path) -> None:
     """A worker that outlives its frontend, as one does that is loading or busy, is found by its environment."""
     folder = StateFolder(tmp_path / "state")
-    folder.create()
+    folder.prepare()
     orphan = processes.launch(
         [sys.executable, "-c", "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"],
         server_id="orphaned",
@@ -228,6 +228,22 @@ def test_plain_torchserve_serves_with_the_projects_configuration(
         process.kill()
         process.wait()
         processes.end_all("plain", frontend=None)
+
+
+def test_serve_leaves_the_users_files_alone(cli: Cli, archive: Path, ts_config: Path, tmp_path: Path) -> None:
+    for name in ("logs/mine.log", "tmp/mine", "key_file.json", "config.properties"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine=1\n")
+
+    def look() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_mode, path.stat().st_mtime_ns) for path in (tmp_path, *tmp_path.rglob("*"))}
+
+    before = look()
+    for config in (ts_config, tmp_path / "config.properties"):
+        result = cli(["serve", archive, "--ts-config", config, "--port", "0", "--state", tmp_path])
+        assert result.returncode == 2
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+        assert look() == before
 
 
 def test_starts_that_cannot_be_say_one_line(cli: Cli, archive: Path, ts_config: Path, tmp_path: Path) -> None:

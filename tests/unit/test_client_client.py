@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
 from imgcls.client import Client
 from imgcls.client.answers import error_of, parse_prediction
@@ -114,6 +115,16 @@ def test_nobody_listening_is_said_so() -> None:
         pytest.raises(ConnectionFailedError, match="nobody listens"),
     ):
         client.predict(b"x")
+
+
+def test_refused_is_known_by_the_kind_of_error_and_not_by_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise requests.ConnectionError("refused.example cannot be resolved")
+
+    monkeypatch.setattr(requests.Session, "request", fail)
+    with Client("http://refused.example", retries=0) as client, pytest.raises(ConnectionFailedError) as caught:
+        client.predict(b"x")
+    assert "nobody listens" not in str(caught.value)
 
 
 def test_timeout_is_not_tried_again(fake: Fake) -> None:

@@ -10,6 +10,7 @@ from imgcls.serving import doctor
 from imgcls.serving.errors import JavaError
 from imgcls.serving.java import find_java
 from imgcls.serving.ports import Ports
+from imgcls.serving.state import StateFolder
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -49,7 +50,8 @@ def test_unusable_java_is_refused(tmp_path: Path, said: str, expected: str) -> N
     with pytest.raises(JavaError, match=expected):
         find_java(str(tmp_path))
     (finding,) = doctor.check_java(str(tmp_path))
-    assert finding.status == "error" and finding.fix
+    assert finding.status == "error" and expected in finding.detail
+    assert finding.fix and finding.fix not in finding.detail
 
 
 def test_package_that_cannot_be_imported_is_named_with_its_fix() -> None:
@@ -65,6 +67,30 @@ def test_taken_port_is_named() -> None:
         ports = Ports(inference=port, management=1, metrics=1, grpc_inference=1, grpc_management=1)
         findings = doctor.check_ports(ports)
     assert any(f"port {port} (inference) is in use by pid" in finding.detail for finding in findings)
+
+
+def test_ports_of_one_holder_are_one_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports = Ports(inference=1, management=2, metrics=3, grpc_inference=4, grpc_management=5)
+    monkeypatch.setattr(doctor, "is_free", lambda port: port == 5)
+    monkeypatch.setattr(doctor, "find_holder", lambda port: "another process" if port == 4 else "pid 7 (java)")
+    (finding,) = doctor.check_ports(ports)
+    assert finding.detail == (
+        "port 1 (inference), port 2 (management), port 3 (metrics) are in use by pid 7 (java); "
+        "port 4 (grpc_inference) is in use by another process"
+    )
+
+
+def test_golden_input_that_is_larger_than_a_request_may_be_is_warned_of(archive: Path) -> None:
+    (finding,) = doctor.check_request_size({"max_request_size": "10"}, archive)
+    assert finding.status == "warning" and "golden input 0.png" in finding.detail and "max_request_size" in finding.fix
+    assert [finding.status for finding in doctor.check_request_size({}, archive)] == ["ok"]
+    assert [finding.status for finding in doctor.check_request_size({"max_request_size": "x"}, archive)] == ["error"]
+
+
+def test_state_folder_of_someone_else_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    (finding,), runs = doctor.check_state(StateFolder(tmp_path))
+    assert (finding.status, runs) == ("error", False) and "will refuse it" in finding.detail
 
 
 def test_missing_and_empty_model_stores_are_told_apart(tmp_path: Path) -> None:

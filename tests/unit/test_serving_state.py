@@ -5,10 +5,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from imgcls.errors import ServingError
+from imgcls.errors import ServingError, UsageError
 from imgcls.serving import server
 from imgcls.serving.environment import serving_environment
-from imgcls.serving.errors import AlreadyRunningError, NotRunningError
+from imgcls.serving.errors import AlreadyRunningError, NotReadyError, NotRunningError
 from imgcls.serving.ports import ports_from
 from imgcls.serving.state import LONGEST_TEMPORARY_PATH_BYTES, ServerState, StateFolder, find_process
 from imgcls.serving.tokens import Token, read_tokens
@@ -60,9 +60,70 @@ def test_broken_state_is_one_clear_error(tmp_path: Path, text: str) -> None:
         folder.read()
 
 
+@pytest.mark.parametrize("name", ["logs/mine.log", "tmp/mine", "key_file.json", "lock", "state.json"])
+def test_folder_with_files_of_someone_else_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    own = tmp_path / name
+    own.parent.mkdir(exist_ok=True)
+    own.write_text("{}")
+    folder = StateFolder(tmp_path)
+    with pytest.raises(UsageError, match="holds files that are not imgcls'"):
+        folder.prepare()
+    with pytest.raises(UsageError, match="holds files that are not imgcls'"), folder.lock():
+        pass
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [own] and own.read_text() == "{}"
+
+
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_folder_of_an_earlier_server_is_used_again(tmp_path: Path, is_marked: bool) -> None:
+    folder = StateFolder(tmp_path)
+    if is_marked:
+        folder.prepare()
+    else:  # of a server that was started before there were marks
+        folder.write(make_state(tmp_path / "tmp", pid=os.getpid(), created_s=0))
+    folder.logs.mkdir(exist_ok=True)
+    folder.model_log.write_text("old")
+    folder.prepare()
+    assert not folder.model_log.exists() and folder.mark_file.exists()
+
+
+def test_configuration_in_the_state_folder_is_not_overwritten(tmp_path: Path, archive: Path) -> None:
+    folder = StateFolder(tmp_path)
+    folder.prepare()
+    folder.config_file.write_text("inference_address=http://127.0.0.1:9000\n")
+    options = server.ServeOptions(archive=archive, config=folder.config_file, state=tmp_path)
+    with pytest.raises(UsageError, match="each start would overwrite this file"):
+        server.start(options)
+    assert folder.config_file.read_text() == "inference_address=http://127.0.0.1:9000\n"
+
+
+@pytest.mark.parametrize(
+    ("console", "reason"),
+    [
+        ("Model server started.\n", r"it ended without a word \(stopped or killed\?\)"),
+        ("Model server started.\njava.io.IOException: Failed to bind\n\tat a.b(Error.java)\n", "IOException: Failed"),
+        (
+            "Unrecognized VM option 'X'\nError: Could not create the Java Virtual Machine.\n"
+            "Error: A fatal exception has occurred. Program will exit.\n",
+            "Unrecognized VM option",
+        ),
+    ],
+)
+def test_only_an_error_is_given_as_the_reason_of_an_end(tmp_path: Path, console: str, reason: str) -> None:
+    folder = StateFolder(tmp_path)
+    folder.prepare()
+    state = make_state(tmp_path / "tmp", pid=os.getpid(), created_s=0)
+    folder.write(state)
+    folder.console_log.write_text(console)
+    with pytest.raises(NotReadyError, match=f"TorchServe has ended: .*{reason}"):
+        server.check_alive(state, folder)
+    folder.state_file.unlink()
+    with pytest.raises(NotReadyError, match="was stopped by imgcls stop"):
+        server.check_alive(state, folder)
+
+
 def test_stop_removes_what_a_crash_has_left_and_may_be_repeated(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state")
-    folder.create()
+    folder.prepare()
     state = make_state(folder.make_temporary(), pid=os.getpid(), created_s=0)
     folder.write(state)
     folder.key_file.write_text("{}")
@@ -73,7 +134,7 @@ def test_stop_removes_what_a_crash_has_left_and_may_be_repeated(tmp_path: Path) 
 
 def test_deep_state_folder_gets_a_short_temporary_one(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / ("d" * LONGEST_TEMPORARY_PATH_BYTES))
-    folder.create()
+    folder.prepare()
     temporary = folder.make_temporary()
     assert len(os.fsencode(temporary)) <= LONGEST_TEMPORARY_PATH_BYTES
     temporary.rmdir()
@@ -84,10 +145,15 @@ def test_environment_cannot_override_the_configuration(tmp_path: Path) -> None:
         "TS_INFERENCE_ADDRESS": "http://0.0.0.0:1",
         "PYTHONPATH": "/repository",
         "LOG_LOCATION": "/x",
+        "IMGCLS_WORKERS": "7",
         "HOME": "/h",
     }
     environment = serving_environment(given, temporary=tmp_path)
     assert set(environment) == {"HOME", "TMPDIR", "TEMP", "PYTHONUNBUFFERED"}
+
+
+def test_workers_are_told_how_many_share_the_cores(tmp_path: Path) -> None:
+    assert serving_environment({"IMGCLS_WORKERS": "7"}, temporary=tmp_path, workers=2)["IMGCLS_WORKERS"] == "2"
 
 
 def test_tokens_are_read_with_their_expiry(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+import inspect
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from imgcls.cli import doctor, predict, serving
+from imgcls.serving.ports import ports_from
+from imgcls.serving.state import ServerState, StateFolder
+
+COMMANDS = (
+    serving.serve,
+    serving.status,
+    serving.scale,
+    serving.stop,
+    predict.predict,
+    doctor.doctor,
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_first_line_of_help_is_short_and_in_the_third_person(command: object) -> None:
+    first, _, rest = (inspect.getdoc(command) or "").partition("\n")
+    assert len(first) < 60 and first.split()[0].endswith("s") and not rest.strip("\n").startswith(first)
+
+
+def test_printed_commands_quote_a_path_with_spaces_and_quotes(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / """it's "a" $HOME""")
+    folder.prepare()
+    folder.key_file.write_text(json.dumps({"inference": {"key": "secret"}}))
+    server = ServerState(
+        server_id="x",
+        pid=1,
+        created_s=0,
+        ports=ports_from(9000),
+        inference_url="http://127.0.0.1:9000",
+        management_url="http://127.0.0.1:9001",
+        token_required=True,
+        archive=Path("a.mar"),
+        model="imgcls",
+        version="1.0",
+        temporary=tmp_path,
+    )
+    lines = serving._describe_start(server, folder, is_foreground=False).splitlines()
+
+    def arguments_of(command: str) -> list[str]:
+        script = f"imgcls() {{ printf '%s\\n' \"$@\"; }}; curl() {{ printf '%s\\n' \"$@\"; }}; {command}"
+        return subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+
+    assert arguments_of(lines[1].removeprefix("predict  ")) == ["predict", "--state", str(folder.path), "FILE"]
+    assert arguments_of(lines[2].strip())[:2] == ["-H", "Authorization: Bearer secret"]
+    assert arguments_of(lines[4].removeprefix("stop     ")) == ["stop", "--state", str(folder.path)]
