@@ -62,7 +62,7 @@ lint: $(VENV)/.ready ## formatting, lint, types, arrows between packages, shell
 	@$(BIN)/ruff format --check --quiet . || { echo "error: run make format"; exit 1; }
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timings 2>/dev/null || $(BIN)/lint-imports
+	@$(BIN)/lint-imports
 	@$(BIN)/shellcheck build_mar.sh recipes/*.sh .ci/run
 
 format: $(VENV)/.ready ## format the code
