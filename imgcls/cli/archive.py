@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Build and inspect archives.", no_args_is_help=True)
+app = typer.Typer(help="Builds and inspects archives.", no_args_is_help=True)
 
 STORE = Path("model_store")
 

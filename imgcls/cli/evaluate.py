@@ -34,7 +34,7 @@ def evaluate(
     device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.AUTO,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse unusable files, do not leave them out.")] = False,
 ) -> None:
-    """Measure a run on test sets, side by side.
+    """Measures a run on test sets, side by side.
 
     Writes metrics.json, confusion_NAME.png and predictions_NAME.csv. Sets measured earlier on the same weights stay in
     metrics.json. The drop is the accuracy lost against the first set.
