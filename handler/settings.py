@@ -54,7 +54,7 @@ def count_threads(settings: HandlerSettings, model_config: Mapping[str, Any], *,
         return settings.threads
     cores = cores or count_cores()
     workers = int(os.environ.get(WORKERS_VARIABLE) or model_config.get("minWorkers") or cores)
-    return max(1, cores // workers)
+    return max(1, cores // max(1, workers))
 
 
 def count_cores(*, cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

@@ -51,7 +51,7 @@ def serve(
             on_ready(server)
             if is_foreground:
                 follow(server, folder, write=on_log_line)
-        except StopRequestedError:
+        except BaseException:  # a signal, or a reader of our output that went away: no server without a success
             if server is not None:  # an interrupted start has cleaned up by itself; a server of someone else stays
                 stop(folder)
             raise

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from imgcls.serving import doctor, processes
+from imgcls.serving import doctor, foreground, processes
 from imgcls.serving.errors import PreflightError
 from imgcls.serving.server import ServeOptions, start
 from imgcls.serving.state import ServerState, StateFolder
@@ -151,6 +151,24 @@ def test_orphaned_worker_is_ended_by_stop(cli: Cli, tmp_path: Path) -> None:
     )
     assert cli(["stop", "--state", folder.path]).returncode == 0
     assert orphan.wait(5) == -signal.SIGKILL
+
+
+def test_a_start_that_cannot_be_told_leaves_no_server(archive: Path, ts_config: Path, tmp_path: Path) -> None:
+    """As with `imgcls serve | head`: the command fails, so no server may stay behind."""
+    folder = StateFolder(tmp_path / "state")
+
+    def fail(server: object) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        foreground.serve(
+            ServeOptions(archive=archive, config=ts_config, state=folder.path, port=0),
+            is_foreground=False,
+            on_progress=lambda text: None,
+            on_ready=fail,
+            on_log_line=lambda line: None,
+        )
+    assert folder.read() is None
 
 
 def test_missing_pyyaml_is_named_before_the_start(archive: Path, ts_config: Path, tmp_path: Path) -> None:

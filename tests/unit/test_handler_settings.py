@@ -44,6 +44,8 @@ def test_workers_share_the_cores(cores, config, threads):
 def test_workers_chosen_at_start_win_over_the_archives(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("IMGCLS_WORKERS", "4")
     assert count_threads(HandlerSettings(), {"minWorkers": 1}, cores=8) == 2
+    monkeypatch.setenv("IMGCLS_WORKERS", "0")
+    assert count_threads(HandlerSettings(), {}, cores=8) == 8
 
 
 def test_threads_that_are_given_are_taken():
