@@ -69,8 +69,9 @@ format: $(VENV)/.ready ## format the code
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-bench: $(VENV)/.ready ## measure what serving costs, as ratios in one run
-	@$(BIN)/python -m bench
+bench: $(VENV)/.ready ## measure what serving and archives cost, as ratios in one run
+	@$(BIN)/python -m bench serve
+	@$(BIN)/python -m bench archive
 
 clean: ## remove what was built and trained, not the environment
 	rm -rf runs model_store/*.mar .imgcls .mypy_cache .ruff_cache .pytest_cache .import_linter_cache logs

@@ -22,6 +22,7 @@ try:
     from torch import nn
 
     from imgcls.data.checks import check_source
+    from imgcls.data.digests import hash_source
     from imgcls.data.images import Problem, count_files
     from imgcls.data.sources import open_source
     from imgcls.training.augment import augment
@@ -29,6 +30,8 @@ try:
     from imgcls.training.config import read_config
     from imgcls.training.optimise import make_optimiser, make_schedule, restore_schedule
     from imgcls.training.progress import EpochProgress, log
+    from imgcls.training.record import write_record
+    from imgcls.training.recording import make_record
     from imgcls.training.run import (
         Epoch,
         open_run,
@@ -47,7 +50,7 @@ try:
         with_statistics,
     )
     from model.errors import ModelError
-    from model.preprocess import Normalise
+    from model.normalise import Normalise
 except ModuleNotFoundError as missing:
     sys.exit(f"error: {describe_missing(missing)}")
 except KeyboardInterrupt:  # the imports take seconds
@@ -71,7 +74,8 @@ def main(arguments: Sequence[str]) -> int:
         if split not in source.splits:
             raise DataError(f"{config.data}: has no {split} split; give a folder with train/, or one folder a class")
     report(source.problems, where="listing", strict=config.strict)
-    for warning in check_source(source):
+    digests = hash_source(source)  # for the warnings, and for the run's record
+    for warning in check_source(source, digests):
         log(f"warning: {warning}")
     config = with_pretraining(config)
     spec = decide_spec(config, source.splits["train"])
@@ -88,6 +92,7 @@ def main(arguments: Sequence[str]) -> int:
     optimiser = make_optimiser(network, config)
     schedule = make_schedule(optimiser, config, steps=config.epochs * len(train))
     history: list[Epoch] = []
+    record = make_record(config, source, digests, device=device)
     if config.resume:
         state, history = read_checkpoint(run, spec=spec)
         network.load_state_dict(state["network"])
@@ -96,6 +101,7 @@ def main(arguments: Sequence[str]) -> int:
         generator.set_state(state["generator"])
     else:
         write_setup(run, spec=spec, val=source.splits["val"], golden=config.golden)
+    write_record(run, record, first_epoch=len(history) + 1)
     write_config(run, config)
     parameters = sum(p.numel() for p in network.parameters())
     shape = f"{spec.channels} x {spec.size} x {spec.size}"

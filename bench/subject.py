@@ -18,7 +18,6 @@ MADE_IMAGES = 50
 
 def make_run(folder: Path, *, network: str) -> Path:
     """Writes a run directory: 1000 classes, 224 px; random weights cost as much as trained ones."""
-    torch.manual_seed(0)
     spec = ModelSpec(
         network=network,
         size=224,
@@ -27,6 +26,25 @@ def make_run(folder: Path, *, network: str) -> Path:
         std=(0.229, 0.224, 0.225),
         classes=tuple(f"class {index:03}" for index in range(1000)),
     )
+    return _write_run(folder, spec)
+
+
+def make_large_run(folder: Path, *, size_bytes: int) -> Path:
+    """Writes a run directory whose weights have about this size, nearly all of it in one linear layer."""
+    features = 16 * 16 * 16
+    spec = ModelSpec(
+        parameters={"widths": [16], "hidden": max(1, size_bytes // (4 * features))},
+        size=32,
+        resize=32,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
+        classes=("even", "odd"),
+    )
+    return _write_run(folder, spec)
+
+
+def _write_run(folder: Path, spec: ModelSpec) -> Path:
+    torch.manual_seed(0)
     folder.mkdir()
     (folder / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
     (folder / "index_to_name.json").write_text(dump_labels(spec.classes), encoding="utf-8")

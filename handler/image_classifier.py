@@ -67,6 +67,17 @@ class ImageClassifier:
         probabilities = self.inference(np.stack(pixels)) if pixels else np.empty((0, len(self.labels)), np.float32)
         return self.postprocess(prepared, probabilities, context)
 
+    def describe(self) -> dict[str, Any]:
+        """Returns what this worker runs, for the management API."""
+        spec, device = self.classifier.spec, getattr(self.classifier.engine, "device", "cpu")
+        return {
+            "model": self.name,
+            "version": self.version,
+            "network": spec.network,
+            "engine": "eager",
+            "device": device,
+        }
+
     def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Prepared]:
         """Reads, decodes, resizes and crops each item for itself."""
         return [self._prepare(item, context.request_processor[index]) for index, item in enumerate(data)]

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def parse_integrity(data: bytes) -> Integrity:
 def check_tree(folder: Path) -> Integrity:
     """Compares an unpacked archive with its record: no file changed, missing or added.
 
-    Compiled Python beside its source, which the interpreter adds by itself, is not counted.
+    Compiled Python, which the interpreter adds by itself, is not counted: `remove_compiled` sees to it.
 
     Raises:
         IntegrityError: the record is missing or broken, or a file is not as recorded; the message names the file.
@@ -119,6 +120,14 @@ def list_files(folder: Path) -> list[str]:
         links = [name for name in folders if (Path(root) / name).is_symlink()]
         found += [(Path(root) / name).relative_to(folder).as_posix() for name in (*files, *links)]
     return sorted(path for path in found if not re.fullmatch(r"(.*/)?__pycache__/[^/]*\.pyc", path))
+
+
+def remove_compiled(folder: Path) -> None:
+    """Removes compiled Python from an unpacked archive: packed with it, it would run instead of its recorded source."""
+    for cache in folder.rglob("__pycache__"):
+        shutil.rmtree(cache, ignore_errors=True)  # another worker may be at it
+        if any(cache.glob("*.pyc")):
+            raise IntegrityError(f"{cache.relative_to(folder)}: cannot be removed; is the folder read-only?")
 
 
 def hash_file(path: Path) -> str:

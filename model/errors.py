@@ -3,6 +3,7 @@
     ModelError
     ├── SpecError            a spec, its parameters or its labels cannot be used
     ├── WeightsError         weights do not fit the network that the spec describes
+    ├── EngineError          an engine cannot be built, loaded or run here
     ├── NumericError         the network answered with NaN or infinity
     └── ImageError           one image cannot be classified; carries the HTTP status that says whose fault it is
         ├── EmptyImageError        400  no bytes
@@ -28,6 +29,10 @@ class SpecError(ModelError):
 
 class WeightsError(ModelError):
     """Weights do not fit the network that the spec describes."""
+
+
+class EngineError(ModelError):
+    """An engine cannot be built, loaded or run here."""
 
 
 class NumericError(ModelError):

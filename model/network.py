@@ -5,14 +5,17 @@ To add a network: a class here, its parameters as a pydantic model, and a line i
 
 import difflib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from model.errors import SpecError, describe_validation_error
-from model.spec import ModelSpec
+from model.errors import SpecError, WeightsError, describe_validation_error
+from model.spec import SPEC_FILE, ModelSpec
 
 Width = Annotated[int, Field(ge=1)]
 
@@ -94,6 +97,23 @@ def build_network(spec: ModelSpec) -> nn.Module:
     if spec.network.startswith("timm/"):
         return _build_timm(spec)
     raise SpecError(f"network is {spec.network!r}; expected 'simple_cnn' or 'timm/<name>', such as 'timm/resnet18'")
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads a safetensors file into a network; every tensor must be there, and no other.
+
+    Raises:
+        WeightsError: the file is missing or corrupt, or its tensors are not the network's.
+    """
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as err:
+        raise WeightsError(f"{path}: cannot be read as safetensors: {err}") from err
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as err:
+        reason = "; ".join(line.strip() for line in str(err).splitlines()[1:]) or str(err)
+        raise WeightsError(f"{path}: does not fit the network of {SPEC_FILE}: {reason}") from err
 
 
 def _build_simple_cnn(spec: ModelSpec) -> nn.Module:

@@ -2,15 +2,13 @@
 
     bytes ─ decode_image ─► picture ─ to_pixels ─► uint8 (C, H, W) ─ stack ─► Normalise ─► float32 (B, C, H, W)
 
-The cut lies at uint8: it is what a data set caches, what augmentation works on and what crosses to a GPU (a quarter of
-the bytes of float32).
+The cut lies at uint8: it is what a data set caches, what augmentation works on, what crosses to a GPU (a quarter of the
+bytes of float32) and what an engine takes. What lies left of it needs no torch; `Normalise` is in model.normalise.
 """
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from model.images import MAX_PIXELS, decode_image
 from model.spec import ModelSpec
@@ -49,24 +47,3 @@ def to_pixels(image: Image.Image, spec: ModelSpec) -> npt.NDArray[np.uint8]:
 def pixels_from_bytes(data: bytes, spec: ModelSpec, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """Decodes, resizes and crops one image file; errors as in `decode_image`, result as in `to_pixels`."""
     return to_pixels(decode_image(data, channels=spec.channels, max_pixels=max_pixels), spec)
-
-
-class Normalise(nn.Module):
-    """uint8 (B, C, H, W) -> float32 of the same shape: scaled to 0..1, minus the mean, over the standard deviation.
-
-    A module, so that mean and std move to the device once, with `.to(device)`.
-    """
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        std = torch.tensor(spec.std).view(1, -1, 1, 1)
-        mean = torch.tensor(spec.mean).view(1, -1, 1, 1)
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("shift", -mean / std, persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalises a batch, on the device that it lies on."""
-        return torch.addcmul(self.shift, pixels.float(), self.scale)

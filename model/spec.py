@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from model.errors import SpecError, describe_validation_error
 
+SPEC_FILE = "spec.yaml"
+WEIGHTS_FILE = "weights.safetensors"
+
 Channels = Literal[1, 3, 4]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]

@@ -1,56 +1,93 @@
-"""Builds an archive: stage, pack, prove that it answers, then move it into the model store.
+"""Builds an archive: stage, pack, scan, prove that it answers, then move it into the model store.
 
-Called by `imgcls archive build` and so by build_mar.sh. A build that fails leaves the model store as it was.
+    run ─► stage_archive, write_golden ─► tree ─► pack_tree ─► .mar ─► scan_archive ─► SelfTest of the tree ─► publish
+
+Called by `imgcls archive build` and so by build_mar.sh. A build that fails leaves the model store as it was. What needs
+torch runs in processes of its own: they import while this one hashes and copies, and this one stays small.
 """
 
-import json
-import os
+import multiprocessing
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Collection
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from imgcls.archive import selftest
-from imgcls.archive.contents import extract
-from imgcls.archive.pack import pack_archive, publish, refuse_bad_names
-from imgcls.archive.stage import ServingOptions, refuse_incomplete, stage_archive
+from imgcls.archive.layout import OnBytes
+from imgcls.archive.pack import pack_tree, read_build_time, refuse_bad_names
+from imgcls.archive.prove import SelfTest
+from imgcls.archive.publish import publish
+from imgcls.archive.scanning import refuse_findings, scan_archive
+from imgcls.archive.stage import ServingOptions, describe_archive, refuse_incomplete, stage_archive
+from imgcls.archive.trust import detached_signature
 from imgcls.errors import ArchiveError
-from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, describe_mismatch, parse_golden
 
-SELF_TEST_TIMEOUT_S = 300
 STALE_S = 3600
 
 
 def build_archive(
-    run: Path, store: Path, *, name: str = "imgcls", version: str = "1.0", options: ServingOptions | None = None
+    run: Path,
+    store: Path,
+    *,
+    name: str = "imgcls",
+    version: str = "1.0",
+    options: ServingOptions | None = None,
+    waived: Collection[str] = (),
+    on_bytes: OnBytes = lambda count: None,
 ) -> Path:
     """Builds `store/name.mar` from a run directory.
 
+    Args:
+        run: what train.py wrote.
+        store: the model store; made where it is missing.
+        name: the model's name.
+        version: its version.
+        options: what model-config.yaml tells TorchServe.
+        waived: findings of the scan that do not stop the build, as RULE or RULE:PATH.
+        on_bytes: told how many bytes were packed, as it goes on.
+
     Raises:
-        ArchiveError: the run is incomplete, the name cannot be used, the store cannot be written, or the built archive
-            does not answer its golden inputs as the run's weights do.
+        UsageError: SOURCE_DATE_EPOCH cannot be used.
+        ArchiveError: the run is incomplete, the name cannot be used, the store cannot be written, the scan finds
+            something, or the built archive does not answer its golden inputs as the run's weights do.
         ModelError: the run's spec, weights or labels cannot be used.
     """
     refuse_bad_names(name=name, version=version)
     refuse_incomplete(run)
+    created = read_build_time()
+    options = options or ServingOptions()
     try:
         store.mkdir(parents=True, exist_ok=True)
         _sweep(store, name=name)
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=store.absolute()) as temporary:
-            folder = Path(temporary)
-            tree, unpacked = folder / "tree", folder / "unpacked"
+        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=store.absolute()) as temporary, SelfTest() as test:
+            tree, archive = Path(temporary) / "tree", Path(temporary) / f"{name}.mar"
             tree.mkdir()
-            stage_archive(run, tree, name=name, version=version, options=options or ServingOptions())
-            archive = pack_archive(tree, folder, name=name, version=version)
-            extract(archive, folder=unpacked)
-            self_test(unpacked)
+            with _torch_process() as torch_process:
+                golden = torch_process.submit(_write_golden, run, tree)
+                stage_archive(run, tree, name=name, version=version, options=options, created=created)
+                golden.result()
+            describe_archive(tree, name=name, version=version, options=options, created=created)
+            pack_tree(tree, archive, created=created, on_bytes=on_bytes)
+            refuse_findings(scan_archive(archive, waived=waived, require_modelaudit=True))
+            test.run(tree)
             target = store / f"{name}.mar"
+            detached_signature(target).unlink(missing_ok=True)  # it belongs to the archive that goes
             publish(archive, target)
     except OSError as err:
         raise ArchiveError(f"{store}: the archive cannot be written: {err}") from err
     return target
+
+
+def _torch_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _write_golden(run: Path, tree: Path) -> None:
+    """Runs in the torch process."""
+    from imgcls.archive.make_golden import write_golden
+
+    write_golden(run, tree)
 
 
 def _sweep(store: Path, *, name: str) -> None:
@@ -58,43 +95,3 @@ def _sweep(store: Path, *, name: str) -> None:
     for left in store.glob(f".{name}-*"):
         if left.is_dir() and time.time() - left.stat().st_mtime > STALE_S:
             shutil.rmtree(left, ignore_errors=True)
-
-
-def self_test(unpacked: Path) -> None:
-    """Answers an unpacked archive's golden inputs as a TorchServe worker would, in a process of its own.
-
-    Raises:
-        ArchiveError: the handler cannot be loaded, or an answer is wrong.
-    """
-    command = [sys.executable, "-P", selftest.__file__, str(unpacked)]  # -P: the archive is first on the path
-    environment = os.environ | {"PYTHONPATH": str(unpacked), "PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    try:
-        result = subprocess.run(
-            command,
-            env=environment,
-            cwd=unpacked,
-            capture_output=True,
-            text=True,
-            timeout=SELF_TEST_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as err:
-        raise ArchiveError(
-            f"the archive's self-test did not answer within {SELF_TEST_TIMEOUT_S} s; nothing was written"
-        ) from err
-    output = result.stdout.splitlines()
-    if result.returncode != 0 or not output:
-        lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
-        raise ArchiveError(f"the archive's handler cannot be loaded by TorchServe ({lines[-1]}); nothing was written")
-    _compare_golden(unpacked / GOLDEN_FOLDER, answers=json.loads(output[-1]))
-
-
-def _compare_golden(golden: Path, *, answers: list[dict[str, object]]) -> None:
-    items = parse_golden((golden / EXPECTED_FILE).read_bytes(), read_file=lambda name: (golden / name).read_bytes())
-    for item, answer in zip(items, answers, strict=True):
-        body = answer["body"]
-        if answer["status"] != 200 or not isinstance(body, dict):
-            raise ArchiveError(f"the archive refuses its golden input {item.file}: {body}; nothing was written")
-        best = body["predictions"][0]
-        if mismatch := describe_mismatch(item, index=best["index"], probability=best["probability"]):
-            raise ArchiveError(f"the archive answers golden input {mismatch}; nothing was written")

@@ -1,91 +1,239 @@
-"""MODEL_CARD.md: what a person wants to know of an archive before serving it."""
+"""MODEL_CARD.md: what a person wants to know of an archive before serving it.
 
-import hashlib
-import json
+Markdown with the front matter that Hugging Face's model cards have; written from the other files of the staged tree.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from imgcls.errors import ArchiveError
-from model.classifier import SPEC_FILE, WEIGHTS_FILE
-from model.spec import ModelSpec, read_spec
+from imgcls.archive.facts import NOT_RECORDED, SCORES, Facts, Scores, read_facts
+from imgcls.archive.words import describe_input, describe_limits, describe_purpose
+from imgcls.training.record import CodeRecord, TrainRecord
+from model.engines.records import EngineRecord
+from model.spec import WEIGHTS_FILE, ModelSpec
 
-_SCORES = ("samples", "accuracy", "precision_macro", "recall_macro", "f1_macro")
+CARD_FILE = "MODEL_CARD.md"
+NOT_STATED = "not stated"
+HEADINGS = {"precision_macro": "precision", "recall_macro": "recall", "f1_macro": "F1"}
+SHORT = 12  # digits of a hash that a person compares
+NAMED = 100  # classes that are listed
+# Of train_config.yaml: where files lay and how fast it went, which made no difference to the weights.
+_LEFT_OUT = {"data", "device", "golden", "out", "strict", "threads", "weights", "workers"}
+# Of those at https://huggingface.co/docs/hub/repositories-licenses that are SPDX ids but for their case.
+_HUB_LICENSES = {
+    "apache-2.0",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc0-1.0",
+    "isc",
+    "mit",
+    "mpl-2.0",
+}
 
 
-def write_card(folder: Path, *, name: str, version: str) -> None:
-    """Writes MODEL_CARD.md into a staged archive, from the other files in it.
+def write_card(folder: Path, *, name: str, version: str, weights_sha256: str, license: str | None = None) -> None:
+    """Writes MODEL_CARD.md into a staged archive.
+
+    Args:
+        folder: the staged tree.
+        name: the model's name.
+        version: its version.
+        weights_sha256: of the tree's weights.
+        license: of the model, in words or as an SPDX expression; None states none.
 
     Raises:
-        ArchiveError: train_config.yaml or metrics.json is not what imgcls writes, or the metrics are of other weights.
+        ArchiveError: a file of the tree is not what imgcls writes, or the metrics are of other weights.
+        SpecError: spec.yaml cannot be used.
     """
-    spec = read_spec(folder / SPEC_FILE)
+    facts = read_facts(folder, weights_sha256=weights_sha256)
+    spec = facts.spec
     parts = [
+        _make_front_matter(spec, license=license),
         f"# {name} {version}",
-        f"An image classifier with {len(spec.classes)} classes, served by TorchServe.",
-        "## Input and network",
-        _describe_spec(spec, weights_bytes=(folder / WEIGHTS_FILE).stat().st_size),
-        "## Data and training",
-        _describe_training(folder / "train_config.yaml"),
+        f"{describe_purpose(spec)} Served by TorchServe.",
+        _describe_spec(spec, weights_bytes=(folder / WEIGHTS_FILE).stat().st_size, sha256=weights_sha256),
+        "## Data",
+        _describe_data(facts.record),
+        "## Training",
+        _describe_training(facts),
         "## Measured on test sets",
-        _describe_metrics(_read_test_sets(folder)),
-        "## Classes",
-        ", ".join(spec.classes),
+        _describe_metrics(facts.test_sets),
+        "## Engines",
+        _describe_engines(facts.engines),
         "## Limits",
-        "It answers every image with one of its classes, also one that shows none of them. "
-        "The figures above hold for images like those of the test sets.",
+        _list(describe_limits(facts)),
+        "## Classes",
+        _describe_classes(spec.classes),
+        "## Licence",
+        _escape(license) if license else f"{NOT_STATED.capitalize()}: ask whoever gave you this archive.",
+        "## Verify it",
+        _describe_checks(name),
     ]
-    (folder / "MODEL_CARD.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    (folder / CARD_FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def _describe_spec(spec: ModelSpec, *, weights_bytes: int) -> str:
-    channels = {1: "grayscale", 3: "RGB", 4: "RGBA"}[spec.channels]
-    return (
-        f"- network: `{spec.network}` {spec.parameters or ''}\n"
-        f"- weights: {weights_bytes:,} bytes of safetensors\n"
-        f"- input: {channels}, shorter side resized to {spec.resize} px ({spec.interpolation}), "
-        f"centre crop of {spec.size} px"
+def _make_front_matter(spec: ModelSpec, *, license: str | None) -> str:
+    """Returns the YAML that model hubs read; a licence that they have no id for is `other`, with a name."""
+    fields: dict[str, Any] = {"pipeline_tag": "image-classification", "tags": ["imgcls", "torchserve", spec.network]}
+    if license and license.lower() in _HUB_LICENSES:
+        fields["license"] = license.lower()
+    elif license:
+        fields |= {"license": "other", "license_name": license}
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, default_flow_style=None)}---"
+
+
+def _describe_spec(spec: ModelSpec, *, weights_bytes: int, sha256: str) -> str:
+    parameters = f", {_format_value(spec.parameters)}" if spec.parameters else ""
+    return _list(
+        [
+            f"network: `{spec.network}`{parameters}",
+            f"input: {describe_input(spec)}",
+            f"weights: {weights_bytes:,} bytes of safetensors, SHA-256 `{sha256[:SHORT]}`",
+        ]
     )
 
 
-def _describe_training(path: Path) -> str:
-    if not path.is_file():
-        return "Not recorded: the run directory holds no train_config.yaml."
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return "\n".join(f"- {key}: `{value}`" for key, value in config.items() if value is not None)
-    except (ValueError, AttributeError, yaml.YAMLError) as err:
-        raise ArchiveError(f"{path.name}: is not what train.py writes ({_one_line(err)}); mend or delete it") from err
+def _describe_data(record: TrainRecord | None) -> str:
+    if record is None:
+        return f"{NOT_RECORDED.capitalize()}: the weights did not come with a train_record.json."
+    rows = [
+        (name, f"{split.files:,}", *_describe_counts(split.classes), f"`{split.sha256[:SHORT]}`")
+        for name, split in record.data.splits.items()
+    ]
+    header = ("split", "images", "classes", "images a class", "fingerprint")
+    text = (
+        f"Source: {_escape(record.data.source)}. A fingerprint is one hash of all images and their classes, whatever "
+        "the files are called; equal fingerprints are equal data."
+    )
+    return f"{text}\n\n{_table(header, rows)}"
 
 
-def _describe_metrics(sets: dict[str, dict[str, Any]]) -> str:
+def _describe_counts(classes: Mapping[str, int]) -> tuple[str, str]:
+    counts = [count for count in classes.values() if count]
+    spread = sorted({min(counts), max(counts)}) if counts else [0]
+    return str(len(counts)), " to ".join(f"{count:,}" for count in spread)
+
+
+def _describe_training(facts: Facts) -> str:
+    lines = []
+    if record := facts.record:
+        lines += [
+            f"code: {_describe_code(record.code)}",
+            f"libraries: {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
+            f"on: {record.device}, seed {record.seed}",
+            f"started from: {_describe_parent(record)}",
+            *(f"resumed at epoch {part.first_epoch}{_describe_changes(part.changed)}" for part in record.resumed),
+        ]
+        if record.first_epoch > 1:
+            lines.append(f"the epochs before {record.first_epoch}: {NOT_RECORDED}")
+    if facts.config is None:
+        return _list([*lines, f"settings: {NOT_RECORDED}, the run holds no train_config.yaml"])
+    kept = {key: value for key, value in facts.config.items() if key not in _LEFT_OUT and value not in (None, {})}
+    settings = _table(("setting", "value"), [(f"`{key}`", _format_value(value)) for key, value in kept.items()])
+    return f"{_list(lines)}\n\n{settings}" if lines else settings
+
+
+def _describe_code(code: CodeRecord) -> str:
+    if code.git_commit is None:
+        return f"no git commit, hash `{code.sha256[:SHORT]}`"
+    changed = ", **with uncommitted changes**" if code.git_dirty else ""
+    return f"git commit `{code.git_commit[:SHORT]}`{changed}, hash `{code.sha256[:SHORT]}`"
+
+
+def _describe_parent(record: TrainRecord) -> str:
+    if record.parent is None:
+        return "random weights"
+    sha256 = f", SHA-256 `{record.parent.sha256[:SHORT]}`" if record.parent.sha256 else ""
+    return f"{_escape(record.parent.name)}{sha256}"
+
+
+def _describe_changes(changed: Mapping[str, Any]) -> str:
+    return f", with another {', '.join(changed)}" if changed else ""
+
+
+def _describe_metrics(sets: Mapping[str, Scores]) -> str:
     if not sets:
         return "Not measured: the run directory holds no metrics.json. Run `imgcls evaluate RUN`."
-    rows = ["| test set | " + " | ".join(_SCORES) + " |", "|---" * (len(_SCORES) + 1) + "|"]
-    for name, scores in sets.items():
-        cells = (f"{scores[key]:.4f}" if isinstance(scores[key], float) else str(scores[key]) for key in _SCORES)
-        rows.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    header = ("test set", *(HEADINGS.get(score, score) for score in SCORES))
+    rows = [(_escape(name), *(_format_number(scores[score]) for score in SCORES)) for name, scores in sets.items()]
+    return f"{_table(header, rows)}\n\nPrecision, recall and F1 are macro averages: each class counts alike."
 
 
-def _read_test_sets(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns the scores that the card shows, by test set."""
-    path = folder / "metrics.json"
-    if not path.is_file():
-        return {}
-    try:
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        measured = metrics["weights_sha256"]
-        sets = {name: {key: scores[key] for key in _SCORES} for name, scores in metrics["test_sets"].items()}
-    except (ValueError, LookupError, TypeError, AttributeError) as err:
-        raise ArchiveError(
-            f"{path.name}: is not what imgcls evaluate writes ({_one_line(err)}); delete it, or evaluate the run again"
-        ) from err
-    if measured != hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest():
-        raise ArchiveError(f"{path.name}: was measured on other weights than the run holds; evaluate the run again")
-    return sets
+def _describe_engines(engines: Sequence[EngineRecord]) -> str:
+    """Shows how near each engine comes to eager float32; one line where that is the only one."""
+    if len(engines) < 2:
+        return "Eager fp32 only: the reference, which the figures above were measured with."
+    header = (
+        "engine",
+        "on",
+        "same answer",
+        "largest difference of a logit",
+        "accuracy",
+        "same bytes at each build",
+        "",
+    )
+    return _table(header, [_describe_engine(engine) for engine in engines])
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def _describe_engine(engine: EngineRecord) -> tuple[str, ...]:
+    found = engine.comparison
+    measured = ("", "", "")
+    if found:
+        accuracy = "" if found.accuracy is None else _format_number(found.accuracy)
+        if found.reference_accuracy is not None:
+            accuracy += f" (eager {_format_number(found.reference_accuracy)})"
+        agreement = f"{found.top1_agreement:.2%} of {found.images:,} images"
+        measured = (agreement, f"{found.largest_logit_difference:.4g}", accuracy)
+    status = _escape(engine.reason) if engine.is_accepted else f"**refused**: {_escape(engine.reason)}"
+    return engine.engine, engine.device, *measured, "yes" if engine.reproducible else "no", status
+
+
+def _describe_classes(classes: Sequence[str]) -> str:
+    more = f" and {len(classes) - NAMED:,} more, in `index_to_name.json`" if len(classes) > NAMED else ""
+    return ", ".join(_escape(name) for name in classes[:NAMED]) + more
+
+
+def _describe_checks(name: str) -> str:
+    return (
+        f"    imgcls archive verify {name}.mar     # every byte is as it was packed\n"
+        f"    imgcls provenance {name}.mar         # which data, which code, which numbers\n\n"
+        "`provenance.json` holds the hashes in full, `sbom.cdx.json` the libraries."
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _format_number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_format_value(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_format_value(each) for each in value) + "]"
+    return _escape(str(value))
+
+
+def _escape(text: str) -> str:
+    """Keeps a name from being read as markup, or from breaking out of its line."""
+    line = " ".join(text.split())
+    return "".join(f"\\{letter}" if letter in "\\`*_[]<>|#&~" else letter for letter in line)

@@ -1,59 +1,54 @@
-"""Loads an unpacked archive with TorchServe's own loader, Service and Context, and answers its golden inputs.
+"""Answers an unpacked archive's golden inputs as a TorchServe worker would.
 
-Runs as a process of its own, with the archive's folder first on the path as in a worker:
-`PYTHONPATH=FOLDER python -P FILE FOLDER`. Imports nothing of imgcls, so that `model` and `handler` can only be the
-archive's. Prints one JSON line with the answers; a failure is a traceback, its reason as the last line, and a non-zero
-exit.
+Runs as a process of its own, `python -P FILE`, without the checkout on $PYTHONPATH: `model` and `handler` can then
+only be the archive's. It imports torch and TorchServe at once, which takes seconds, and waits for one line on standard
+input: the unpacked archive's folder. So it can be started before there is an archive. It prints one JSON line,
+[{"status", "body"}, …] for the golden inputs. A failure is a traceback, its reason as the last line on standard error,
+and a non-zero exit. Where its input ends before a folder came, it ends in silence.
 """
 
-import importlib
+import importlib.util
 import json
+import os
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
-def main(folder: Path) -> None:
-    """Loads the archive, sends every golden input as one batch, and prints what came back."""
-    manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())["model"]
-    importlib.import_module(manifest["handler"])  # TsModelLoader would hide why it cannot be imported
-    from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
-    from ts.model_loader import TsModelLoader
-
-    expected = json.loads((folder / "golden" / "expected.json").read_text())
-    service = TsModelLoader().load(
-        manifest["modelName"],
-        str(folder),
-        manifest["handler"],
-        batch_size=len(expected),
-        metrics_cache=_metrics(MetricsCacheYamlImpl),
-    )
-    service.set_cl_socket(None)
-    batch = [_request(index, (folder / "golden" / item["file"]).read_bytes()) for index, item in enumerate(expected)]
-    headers, inputs, ids = service.retrieve_data_for_inference(batch)
-    service.context.request_processor, service.context.request_ids = headers, ids
-    answers = service._entry_point(inputs, service.context)
-    statuses = [service.context.get_response_status(index)[0] for index in ids]
-    print(json.dumps([{"status": s, "body": json.loads(a)} for s, a in zip(statuses, answers, strict=True)]))
+def main() -> None:
+    """Waits for a folder, loads the archive in it, sends every golden input as one batch, and prints what came back."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)  # what the handler prints is no answer
+        worker = import_worker()
+        if line := sys.stdin.readline():
+            print(json.dumps(answer_golden(worker, Path(line.removesuffix("\n")))), file=answers)
 
 
-def _request(index: int, image: bytes) -> dict[str, Any]:
-    parameter = {"name": "body", "contentType": "application/octet-stream", "value": bytearray(image)}
-    return {"requestId": str(index).encode(), "parameters": [parameter], "headers": []}
+def import_worker() -> ModuleType:
+    """Imports the module of that name from beside this file: no package `imgcls` is on the path here."""
+    spec = importlib.util.spec_from_file_location("imgcls_worker", Path(__file__).with_name("worker.py"))
+    assert spec is not None and spec.loader is not None
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def _metrics(cache_class: Any) -> Any:
-    import ts
-
-    cache = cache_class(config_file_path=str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
-    cache.initialize_cache()
-    return cache
+def answer_golden(worker: ModuleType, folder: Path) -> list[dict[str, Any]]:
+    """Returns status and parsed answer of each golden input."""
+    sys.path.insert(0, str(folder))
+    os.chdir(folder)
+    golden = folder / "golden"
+    files = [golden / item["file"] for item in json.loads((golden / "expected.json").read_text(encoding="utf-8"))]
+    service = worker.load_service(folder, batch_size=len(files))
+    answers = worker.ask(service, [worker.Request(body=file.read_bytes()) for file in files])
+    return [{"status": answer.status, "body": answer.json()} for answer in answers]
 
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]))
+        main()
     except Exception as err:
         traceback.print_exc()
         sys.exit(f"{type(err).__name__}: {' '.join(str(err).split())}")

@@ -1,15 +1,17 @@
 """Lays out an archive's tree from a run directory: what will be in the .mar, before it is packed.
 
-MAR-INF/MANIFEST.json   written by torch-model-archiver when it packs
+MAR-INF/MANIFEST.json   torch-model-archiver's; MAR-INF/integrity.json is added by the packing
 model-config.yaml       TorchServe's keys and our `handler:` section
-spec.yaml  weights.safetensors  index_to_name.json  metrics.json  train_config.yaml
+spec.yaml  weights.safetensors  index_to_name.json  metrics.json  train_config.yaml  train_record.json
 model/  handler/        the code, under the names it has in the repository
-golden/                 inputs with their expected answers
-MODEL_CARD.md
+golden/                 inputs with their expected answers, written by `imgcls.archive.make_golden`
+MODEL_CARD.md  provenance.json  sbom.cdx.json
 """
 
+import os
 import shutil
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +20,25 @@ import yaml
 import handler
 import imgcls
 import model
+from handler.integrity import hash_file
 from imgcls.archive.card import write_card
-from imgcls.archive.make_golden import write_golden
+from imgcls.archive.facts import CONFIG_FILE as TRAIN_CONFIG_FILE
+from imgcls.archive.facts import METRICS_FILE
+from imgcls.archive.layout import EARLIEST
+from imgcls.archive.pack import CONFIG_FILE, write_manifest
+from imgcls.archive.provenance import write_provenance
+from imgcls.archive.sbom import write_sbom
+from imgcls.checkout import hash_code
 from imgcls.errors import ArchiveError
-from model.classifier import SPEC_FILE, WEIGHTS_FILE
+from imgcls.serving.lint import lint_model_config
+from imgcls.training.record import RECORD_FILE
 from model.labels import LABELS_FILE, read_labels
-from model.spec import read_spec
+from model.spec import SPEC_FILE, WEIGHTS_FILE, read_spec
 
-CONFIG_FILE = "model-config.yaml"
 REQUIRED = (WEIGHTS_FILE, SPEC_FILE, LABELS_FILE)
-OPTIONAL = ("metrics.json", "train_config.yaml")
+OPTIONAL = (METRICS_FILE, TRAIN_CONFIG_FILE, RECORD_FILE)
 TRAVELLING = (model, handler)
+PACKAGES = tuple(package.__name__ for package in TRAVELLING)
 
 
 @dataclass(frozen=True)
@@ -40,25 +50,54 @@ class ServingOptions:
     max_batch_delay_ms: int = 2  # TorchServe waits this long for a batch to fill, a lone request too
     response_timeout_s: int = 60
     startup_timeout_s: int = 120
+    license: str | None = None  # of the weights; stands in the card and the bill of materials
     max_retry_timeout_s: int = 30  # how long a crashing worker is started again; TorchServe's 300 hides it for minutes
 
 
-def stage_archive(run: Path, folder: Path, *, name: str, version: str, options: ServingOptions) -> None:
-    """Fills an empty folder with everything of the archive but its manifest.
+def stage_archive(
+    run: Path, folder: Path, *, name: str, version: str, options: ServingOptions, created: datetime
+) -> None:
+    """Fills an empty folder with the run's files, the code and TorchServe's settings.
 
     Raises:
-        ArchiveError: the run's metrics.json or train_config.yaml is not what imgcls writes.
-        ModelError: its weights or golden images cannot be used.
+        ArchiveError: the code on the path is not the checkout's, or the settings are not what TorchServe reads.
     """
     for file in (*REQUIRED, *OPTIONAL):
         if (run / file).is_file():
-            shutil.copyfile(run / file, folder / file)
+            link_file(run / file, folder / file)
     refuse_foreign_packages()
     for package in TRAVELLING:
         copy_package(Path(str(package.__file__)).parent, folder / package.__name__)
-    (folder / CONFIG_FILE).write_text(dump_model_config(options), encoding="utf-8")
-    write_golden(run, folder)
-    write_card(folder, name=name, version=version)
+    config = dump_model_config(options)
+    if errors := [finding for finding in lint_model_config(config, where=CONFIG_FILE) if finding.status == "error"]:
+        raise ArchiveError(f"{errors[0]}; nothing was written")
+    (folder / CONFIG_FILE).write_text(config, encoding="utf-8")
+    write_manifest(folder, name=name, version=version, created=created)
+
+
+def describe_archive(folder: Path, *, name: str, version: str, options: ServingOptions, created: datetime) -> None:
+    """Writes what tells of a staged archive where it came from, what it needs and what it can do.
+
+    Raises:
+        ArchiveError: the run's metrics.json, train_config.yaml or train_record.json is not what imgcls writes.
+    """
+    weights_sha256, code_sha256 = hash_file(folder / WEIGHTS_FILE), hash_code(folder, PACKAGES)
+    stated = None if created == EARLIEST else created  # without SOURCE_DATE_EPOCH there is no time to state
+    common = {"name": name, "version": version, "weights_sha256": weights_sha256}
+    write_provenance(folder, **common, code_sha256=code_sha256, created=stated)
+    write_sbom(folder, **common, license=options.license, created=stated)
+    write_card(folder, **common, license=options.license)
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Links a file of the run into the tree, so that large weights are read once; copies where links do not reach.
+
+    A run's files are replaced, never written into, so a link holds on to what it was when the build began.
+    """
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def refuse_incomplete(run: Path) -> None:

@@ -18,7 +18,7 @@ def doctor(
 ) -> None:
     """Checks what would make TorchServe fail later.
 
-    Looks at Java, packages, archive, ports, GPU, disk, state and environment; exits 1 on an error.
+    Looks at settings, Java, packages, archive, ports, GPU, disk, state and environment; exits 1 on an error.
     """
     from dataclasses import asdict
 

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from imgcls import __version__
-from imgcls.cli import archive, doctor, evaluate, predict, serving
+from imgcls.cli import archive, doctor, evaluate, keys, lint, predict, provenance, serving
 from imgcls.errors import ImgclsError, describe_missing
 from model.errors import ModelError
 
@@ -23,12 +23,15 @@ app = typer.Typer(
 )
 app.command()(evaluate.evaluate)
 app.add_typer(archive.app, name="archive")
+app.add_typer(keys.app, name="keys")
 app.command()(serving.serve)
 app.command()(serving.status)
 app.command()(serving.scale)
 app.command()(serving.stop)
 app.command()(predict.predict)
 app.command()(doctor.doctor)
+app.command()(lint.lint)
+app.command()(provenance.provenance)
 
 
 @app.command()

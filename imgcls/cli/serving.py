@@ -52,6 +52,14 @@ def serve(
             help="embedded, system, or a Java home. [default: $IMGCLS_JAVA, else embedded]", show_default=False
         ),
     ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(
+            help="Trust file: whose archives are served. [default: $IMGCLS_TRUST, else trust.yaml beside --ts-config, "
+            "else every archive that is as it was packed]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Starts TorchServe with an archive and waits until ready.
 
@@ -70,6 +78,7 @@ def serve(
         port=port,
         workers=workers,
         java=java,
+        trust=trust,
         timeout_s=timeout_s,
         dies_with_parent=foreground,
     )
@@ -161,6 +170,7 @@ def _describe_start(server: ServerState, folder: StateFolder, *, is_foreground: 
             f"predict  imgcls predict{flag} FILE",
             f"         curl {header}-H 'Content-Type: application/octet-stream' "
             f"--data-binary @FILE {server.inference_url}/predictions/{server.model}",
+            *([f"trust    {server.trust}"] if server.trust else []),
             f"logs     {folder.logs}",
             "stop     Ctrl-C" if is_foreground else f"stop     imgcls stop{flag}",
         )

@@ -1,17 +1,19 @@
 """Warnings about a source that opens well and still misleads: missing classes, and test images seen in training."""
 
 import hashlib
+from collections.abc import Sequence
 from itertools import combinations
 
-from imgcls.data.images import DataSource, ImageSet, Sample
-from imgcls.data.progress import show_progress
+from imgcls.data.digests import Digests
+from imgcls.data.images import DataSource, ImageSet
 
 _NAMED = 3  # how many classes or files a warning names
+_EMPTY = hashlib.sha256().digest()
 
 
-def check_source(source: DataSource) -> list[str]:
-    """Returns one line for each finding; reads every file once where there is more than one split."""
-    return [*_find_missing_classes(source), *_find_shared_images(source)]
+def check_source(source: DataSource, digests: Digests) -> list[str]:
+    """Returns one line for each finding; `digests` are those of `hash_source`."""
+    return [*_find_missing_classes(source), *_find_shared_images(source, digests)]
 
 
 def _find_missing_classes(source: DataSource) -> list[str]:
@@ -26,10 +28,8 @@ def _find_missing_classes(source: DataSource) -> list[str]:
     ]
 
 
-def _find_shared_images(source: DataSource) -> list[str]:
-    if len(source.splits) < 2:
-        return []
-    names = {split: _hash_images(images) for split, images in source.splits.items()}
+def _find_shared_images(source: DataSource, digests: Digests) -> list[str]:
+    names = {split: _name_images(images, digests[split]) for split, images in source.splits.items()}
     warnings = []
     for one, other in combinations(names, 2):
         shared = [f"{names[one][key]} = {names[other][key]}" for key in names[one] if key in names[other]]
@@ -38,20 +38,13 @@ def _find_shared_images(source: DataSource) -> list[str]:
     return warnings
 
 
-def _hash_images(images: ImageSet) -> dict[str, str]:
-    """Returns the name of the first sample with each SHA-256; unreadable and empty files are no finding here."""
-    named: dict[str, str] = {}
-    for sample in show_progress(images.samples, f"comparing {images.name}", total=len(images)):
-        if data := _read(sample):
-            named.setdefault(hashlib.sha256(data).hexdigest(), sample.name)
+def _name_images(images: ImageSet, digests: Sequence[bytes | None]) -> dict[bytes, str]:
+    """Returns the name of the first sample with each digest; unreadable and empty files are no finding here."""
+    named: dict[bytes, str] = {}
+    for sample, digest in zip(images.samples, digests, strict=True):
+        if digest not in (None, _EMPTY):
+            named.setdefault(digest, sample.name)
     return named
-
-
-def _read(sample: Sample) -> bytes:
-    try:
-        return sample.read()
-    except OSError:
-        return b""
 
 
 def _count_images(shared: list[str]) -> str:

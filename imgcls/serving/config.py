@@ -4,7 +4,6 @@ The user's file is never changed. Relative paths in it are resolved against its 
 own state folder.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 from imgcls.files import write_atomic
 from imgcls.serving.errors import ConfigError
 from imgcls.serving.ports import Ports
+from imgcls.serving.properties import parse_properties
 
 PATH_KEYS = ("certificate_file", "cpp_log_config", "keystore", "metrics_config", "private_key_file", "workflow_store")
 ADDRESS_KEYS = {"inference": "inference_address", "management": "management_address", "metrics": "metrics_address"}
@@ -30,7 +30,7 @@ class Overlay:
 
 
 def read_config(path: Path) -> dict[str, str]:
-    """Reads a Java properties file of the simple kind: `key=value` lines, comments, continuation by a backslash.
+    """Reads a Java properties file, and drops blanks behind values, which plain TorchServe does not.
 
     Raises:
         ConfigError: the file is missing, is no text, or a line holds no key=value pair.
@@ -40,13 +40,10 @@ def read_config(path: Path) -> dict[str, str]:
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError(f"{path}: cannot be read ({err}); name another file with --ts-config") from err
     config: dict[str, str] = {}
-    for line in re.sub(r"\\\n\s*", "", text).splitlines():
-        if not line.strip() or line.lstrip().startswith(("#", "!")):
-            continue
-        key, separator, value = line.partition("=")
-        if not separator or not key.strip():
-            raise ConfigError(f"{path}: got the line {line.strip()[:60]!r}; expected key=value")
-        config[key.strip()] = re.sub(r"\\(.)", r"\1", value.strip())
+    for entry in parse_properties(text):
+        if not entry.separator or not entry.key:
+            raise ConfigError(f"{path}: got the line {entry.text.strip()[:60]!r}; expected key=value")
+        config[entry.key] = entry.value.strip()
     return config
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from imgcls.errors import ArchiveError, ServingError
+from imgcls.errors import ArchiveError, ServingError, UsageError
 from imgcls.serving.config import ports_of, read_config
 from imgcls.serving.environment import JVM_VARIABLES, overriding_variables
 from imgcls.serving.errors import ConfigError, JavaError
@@ -80,6 +80,7 @@ class Subject:
 def examine(subject: Subject) -> list[Finding]:
     """Runs every check."""
     config, findings = _read_config(subject.config)
+    findings += check_settings(subject.config, subject.archive)
     findings += check_java(subject.java)
     findings += check_packages(Path(sys.executable), names=PACKAGES)
     findings += check_archive(subject.archive)
@@ -177,6 +178,21 @@ def check_request_size(config: Mapping[str, str], archive: Path) -> list[Finding
     if len(largest.data) <= int(text):
         return [Finding("request size", "ok", detail)]
     return [Finding("request size", "warning", detail, f"set max_request_size={len(largest.data)} or more")]
+
+
+def check_settings(config: Path, archive: Path) -> list[Finding]:
+    """Does a configuration hold what TorchServe ignores, cannot use, or what does harm?"""
+    try:
+        from imgcls.serving.lint import lint_archive, lint_config_file
+    except ModuleNotFoundError:  # told by check_packages
+        return []
+    found = []
+    for path, lint in ((config, lint_config_file), (archive, lint_archive)):
+        try:
+            found += lint(path)
+        except (ArchiveError, UsageError):  # told by _read_config and check_archive
+            continue
+    return [Finding("settings", each.status, f"{each.place}: {each.problem}", each.fix) for each in found]
 
 
 def check_ports(ports: Ports) -> list[Finding]:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from handler.trust import TRUST_VARIABLE
+
 WORKERS_VARIABLE = "IMGCLS_WORKERS"  # a worker's threads: cores over this, where set, else over minWorkers
 # These stand over the configuration, the archive or the state folder.
 OVERRIDING = ("LOG_LOCATION", "METRICS_LOCATION", "PYTHONPATH", "PYTHONHOME", WORKERS_VARIABLE)
@@ -17,7 +19,7 @@ def overriding_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def serving_environment(
-    environment: Mapping[str, str], *, temporary: Path, workers: int | None = None
+    environment: Mapping[str, str], *, temporary: Path, workers: int | None = None, trust: Path | None = None
 ) -> dict[str, str]:
     """Returns the environment that `imgcls serve` starts TorchServe with.
 
@@ -27,9 +29,12 @@ def serving_environment(
         environment: the caller's.
         temporary: the server's temporary folder.
         workers: how many were asked for at start, by which each worker's threads go; None: the archive's minWorkers.
+        trust: the trust file that holds, absolute; None: there is none, and each worker checks hashes.
     """
-    dropped = set(overriding_variables(environment))
+    dropped = {TRUST_VARIABLE, *overriding_variables(environment)}
     kept = {name: value for name, value in environment.items() if name not in dropped}
     if workers is not None:
         kept[WORKERS_VARIABLE] = str(workers)
+    if trust is not None:
+        kept[TRUST_VARIABLE] = str(trust)
     return kept | {"TMPDIR": str(temporary), "TEMP": str(temporary), "PYTHONUNBUFFERED": "1"}

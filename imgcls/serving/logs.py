@@ -44,7 +44,7 @@ NOISE = {
 FAILURE = re.compile(
     r"Load model failed|Backend worker error|Backend stream closed|Failed to load model|Retry worker: "
 )
-MODEL_LINE = re.compile(r"^\S+ \[\w+ *\] (?P<thread>\S+) MODEL_LOG - (?P<text>.*)$")
+MODEL_LINE = re.compile(r"^(?P<time>\S+) \[\w+ *\] (?P<thread>\S+) MODEL_LOG - (?P<text>.*)$")
 # What a worker says while all is well, and what Python writes when it ends: not the reason of a failure.
 CHATTER = re.compile(
     r"s_name_part0|Listening on|Successfully loaded .*metrics|\[PID\]|Torch worker started|Python runtime"
@@ -97,6 +97,35 @@ def find_failure(model_log: Path, server_log: Path, *, offset: int = 0) -> Worke
         reason = "TorchServe refused the archive" if is_refused else "it ended without a word; was it killed?"
         return WorkerFailure(reason, words)
     return WorkerFailure(reason_of(said), "\n".join(said))
+
+
+@dataclass(frozen=True)
+class VersionFailure:
+    """The last time that a worker of a model's version died with an exception."""
+
+    time: str  # as the log has it, to the second
+    reason: str  # the exception's line
+
+
+def find_version_failures(model_log: Path, model: str) -> dict[str, VersionFailure]:
+    """Returns the last failure of each of a model's versions that the log tells of, by version.
+
+    TorchServe forgets a version whose workers could not load: then only the log tells that it was there.
+    """
+    thread = re.compile(rf"W-\d+-{re.escape(model)}_(?P<version>.+)-std(out|err)")
+    failures: dict[str, VersionFailure] = {}
+    in_traceback: set[str] = set()
+    for line in read_lines(model_log):
+        match = MODEL_LINE.match(line)
+        worker = thread.fullmatch(match["thread"]) if match else None
+        if match is None or worker is None:
+            continue
+        if match["text"].startswith("Traceback (most recent call last)"):
+            in_traceback.add(match["thread"])
+        elif match["thread"] in in_traceback and match["text"] and not match["text"].startswith(" "):
+            failures[worker["version"]] = VersionFailure(match["time"].partition(",")[0], match["text"])
+            in_traceback.discard(match["thread"])
+    return failures
 
 
 def last_worker_lines(lines: list[str]) -> list[str]:

@@ -1,10 +1,10 @@
 """A thin client of TorchServe's management API: what a model's workers do, and how many there are."""
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import requests
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
 from imgcls.serving.errors import ManagementError
@@ -63,6 +63,9 @@ class ModelStatus(_Answer):
         return 0 < self.min_workers <= len(self.workers) == self.ready_workers
 
 
+_Statuses = TypeAdapter(Annotated[tuple[ModelStatus, ...], Field(min_length=1)])
+
+
 class Management:
     """The management API of one server."""
 
@@ -90,12 +93,20 @@ class Management:
         Raises:
             ManagementError: there is no such model, the token is refused, or nobody answers.
         """
-        path = f"/models/{name}" + (f"/{version}" if version else "")
-        answer = self._request("GET", path)
-        try:
-            return ModelStatus.model_validate(answer[0])
-        except (ValidationError, LookupError, TypeError) as err:
-            raise ManagementError(f"{self.url}{path}: got an answer that is not TorchServe 0.12's: {err!r}") from err
+        return self._describe(f"/models/{name}" + (f"/{version}" if version else ""))[0]
+
+    def describe_all(self, name: str) -> tuple[ModelStatus, ...]:
+        """Returns the state of each registered version of a model; raises as `describe` does."""
+        return self._describe(f"/models/{name}/all")
+
+    def ask_worker(self, name: str, *, version: str) -> Any:
+        """Returns what a worker of a version tells of itself when TorchServe asks its handler to; None if nothing.
+
+        Raises:
+            ManagementError: there is no such version, or nobody answers.
+        """
+        answer = self._request("GET", f"/models/{name}/{version}", params={"customized": "true"})
+        return answer[0].get("customizedMetadata")
 
     def list_models(self) -> list[str]:
         """Returns the names of the registered models."""
@@ -109,6 +120,13 @@ class Management:
             ManagementError: refused, or nobody answers.
         """
         self._request("PUT", f"/models/{name}", params={"min_worker": workers, "max_worker": workers})
+
+    def _describe(self, path: str) -> tuple[ModelStatus, ...]:
+        answer = self._request("GET", path)
+        try:
+            return _Statuses.validate_python(answer)
+        except ValidationError as err:
+            raise ManagementError(f"{self.url}{path}: got an answer that is not TorchServe 0.12's: {err!r}") from err
 
     def _request(self, method: str, path: str, *, params: dict[str, Any] | None = None) -> Any:
         try:

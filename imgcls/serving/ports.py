@@ -2,7 +2,6 @@
 
 import socket
 
-import psutil
 from pydantic import BaseModel, ConfigDict
 
 from imgcls.serving.errors import ConfigError
@@ -52,6 +51,8 @@ def is_free(port: int) -> bool:
 
 def find_holder(port: int) -> str:
     """Returns who listens on a port, such as `pid 42 (java)`; "another process" where that may not be seen."""
+    import psutil  # not in the light install, which lints settings
+
     try:
         connections = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):

@@ -1,13 +1,16 @@
 """What `imgcls status` tells: the server, its workers and their processes, as they are now."""
 
 import time
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 
 from imgcls.errors import ServingError
+from imgcls.serving import logs
 from imgcls.serving.access import management_client
+from imgcls.serving.logs import VersionFailure
 from imgcls.serving.management import ModelStatus, Worker
 from imgcls.serving.state import ServerState, StateFolder, find_process
 
@@ -24,6 +27,24 @@ class WorkerReport:
 
 
 @dataclass(frozen=True)
+class VersionReport:
+    """One version of the model: registered, or refused and forgotten by TorchServe."""
+
+    version: str
+    is_default: bool
+    is_registered: bool
+    ready_workers: int
+    wanted_workers: int
+    problem: str  # empty when it takes requests
+
+    def as_text(self) -> str:
+        """Returns it for people."""
+        workers = f"{self.ready_workers} of {self.wanted_workers} workers READY" if self.is_registered else ""
+        name = f"{self.version}{' (default)' if self.is_default else ''}"
+        return f"{name}: " + "; ".join(filter(None, (workers, self.problem)))
+
+
+@dataclass(frozen=True)
 class ServerReport:
     """One server."""
 
@@ -32,7 +53,8 @@ class ServerReport:
     uptime_s: float
     model: ModelStatus | None
     workers: tuple[WorkerReport, ...]
-    problem: str
+    versions: tuple[VersionReport, ...]
+    problem: str  # of the default version
 
     @property
     def is_ready(self) -> bool:
@@ -48,6 +70,8 @@ class ServerReport:
             "running": self.is_running,
             "model": self.state.model,
             "version": self.model.model_version if self.model else self.state.version,
+            "versions": [asdict(version) for version in self.versions],
+            "trust": self.state.trust.model_dump(mode="json") if self.state.trust else None,
             "workers": [asdict(worker) for worker in self.workers],
             "wanted_workers": self.model.min_workers if self.model else None,
             "pending_requests": queue.pending_requests if queue else None,
@@ -68,6 +92,8 @@ class ServerReport:
             f"ports     {', '.join(f'{name} {port}' for name, port in fields['ports'].items())}",
             f"process   pid {self.state.pid}, up {_format_duration(self.uptime_s)}",
             f"archive   {self.state.archive}",
+            f"trust     {self.state.trust or 'not known'}",
+            *(f"version   {version.as_text()}" for version in self.versions),
         ]
         if fields["pending_requests"] is not None:
             lines.append(f"queue     {fields['pending_requests']} waiting")
@@ -85,26 +111,61 @@ def describe_server(folder: StateFolder) -> ServerReport:
         ServingError: state.json is broken.
     """
     state = folder.read_running()
-    model, problem = _describe_model(state, folder)
+    model, versions, problem = _describe_model(state, folder)
     return ServerReport(
         state=state,
         is_running=find_process(state) is not None,
         uptime_s=time.time() - state.created_s,
         model=model,
         workers=tuple(_describe_worker(worker) for worker in model.workers) if model else (),
+        versions=versions,
         problem=problem,
     )
 
 
-def _describe_model(state: ServerState, folder: StateFolder) -> tuple[ModelStatus | None, str]:
+def _describe_model(
+    state: ServerState, folder: StateFolder
+) -> tuple[ModelStatus | None, tuple[VersionReport, ...], str]:
+    failures = logs.find_version_failures(folder.model_log, state.model)
     try:
         with management_client(state, folder) as management:
-            model = management.describe(state.model)
+            model, registered = management.describe(state.model), management.describe_all(state.model)
     except ServingError as err:
-        return None, f"not ready: {err}"
-    if not model.is_ready:
-        return model, f"not ready: {model.ready_workers} of {model.min_workers} workers READY"
-    return model, ""
+        return None, _describe_refused(failures, registered=()), f"not ready: {err}"
+    versions = tuple(
+        _describe_version(each, failures.get(each.model_version), is_default=each.model_version == model.model_version)
+        for each in registered
+    )
+    refused = _describe_refused(failures, registered=[each.model_version for each in registered])
+    default = next((each for each in versions if each.is_default), None)
+    if default is None or model.is_ready:
+        return model, versions + refused, ""
+    return model, versions + refused, f"not ready: {default.as_text().partition(': ')[2]}"
+
+
+def _describe_version(status: ModelStatus, failure: VersionFailure | None, *, is_default: bool) -> VersionReport:
+    """A failure that workers have got over since is no problem."""
+    problem = "" if status.is_ready else "not ready" if failure is None else f"{failure.reason} ({failure.time})"
+    if not status.is_ready and not status.min_workers:
+        problem = "no workers wanted"
+    return VersionReport(
+        version=status.model_version,
+        is_default=is_default,
+        is_registered=True,
+        ready_workers=status.ready_workers,
+        wanted_workers=status.min_workers,
+        problem=problem,
+    )
+
+
+def _describe_refused(
+    failures: Mapping[str, VersionFailure], *, registered: Collection[str]
+) -> tuple[VersionReport, ...]:
+    return tuple(
+        VersionReport(version, False, False, 0, 0, f"refused, not registered: {failure.reason} ({failure.time})")
+        for version, failure in failures.items()
+        if version not in registered
+    )
 
 
 def _describe_worker(worker: Worker) -> WorkerReport:

@@ -1,6 +1,6 @@
 """Starts and stops one TorchServe: the door of this room.
 
-    start:  checks ─► state folder ─► Java ─► workers READY ─► golden answers right ─► ServerState
+    start:  trust, checks ─► state folder ─► Java ─► workers READY ─► golden answers right ─► ServerState
     stop:   SIGTERM ─► SIGKILL for what is left ─► temporary folder, tokens and state removed
 
 A start that fails, or is interrupted, leaves no process behind.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from imgcls.archive.contents import ArchiveContents, read_contents, verify_entries
+from imgcls.archive.contents import ArchiveContents, read_contents
 from imgcls.archive.golden import read_golden
 from imgcls.errors import ServingError, UsageError
 from imgcls.files import write_atomic
@@ -33,8 +33,10 @@ from imgcls.serving.ports import Ports, ports_from
 from imgcls.serving.readiness import LogWatch, check_golden, wait_for_workers
 from imgcls.serving.state import ServerState, StateFolder, find_process
 from imgcls.serving.tokens import read_tokens
+from imgcls.serving.trust import check_before_start, find_trust_file
 
 DEFAULT_TIMEOUT_S = 180.0
+LARGE_BYTES = 500_000_000  # of an archive that takes a while to be verified
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class ServeOptions:
     port: int | None = None  # the first of five in a row; 0 for free ones
     workers: int | None = None
     java: str | None = None
+    trust: Path | None = None  # None: $IMGCLS_TRUST, else trust.yaml beside the configuration, else `hash`
     python: Path = Path(sys.executable)  # what the workers run on
     timeout_s: float = DEFAULT_TIMEOUT_S
     dies_with_parent: bool = False
@@ -56,20 +59,22 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
     """Starts TorchServe and returns once it answers right.
 
     Raises:
-        ArchiveError: the archive cannot be served.
-        UsageError: the state folder is not ours, or would overwrite the configuration.
+        ArchiveError: the archive cannot be served, or is not what the trust file demands.
+        UsageError: the trust file cannot be used; the state folder is not ours, or would overwrite the configuration.
         ServingError: what stands in the way, or why it did not become ready; nothing is left running then.
     """
     folder = StateFolder(options.state)
     contents = read_contents(options.archive)
-    verify_entries(options.archive)
+    if options.archive.stat().st_size > LARGE_BYTES:
+        on_progress("verifying the archive")
+    trust = check_before_start(options.archive, find_trust_file(options.trust, config=options.config))
     config = configuration.read_config(options.config)
     _refuse_own_config(options.config, folder)
     with folder.lock():
         _refuse_second_server(folder)
         java = find_java(options.java)
         ports = configuration.ports_of(config) if options.port is None else ports_from(options.port)
-        _check_before(options, config=config, contents=contents, ports=ports)
+        _check_before(options, config=config, contents=contents, ports=ports, on_progress=on_progress)
         folder.prepare()
         config = _write_configuration(options, folder=folder, config=config, ports=ports)
         server_id, temporary = uuid.uuid4().hex, folder.make_temporary()
@@ -80,7 +85,9 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
                 server_id=server_id,
                 folder=folder.path,
                 log=folder.console_log,
-                environment=serving_environment(os.environ, temporary=temporary, workers=options.workers),
+                environment=serving_environment(
+                    os.environ, temporary=temporary, workers=options.workers, trust=trust.file
+                ),
                 dies_with_parent=options.dies_with_parent,
             )
             state = ServerState(
@@ -95,6 +102,7 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
                 model=contents.name,
                 version=contents.version,
                 temporary=temporary,
+                trust=trust,
             )
             folder.write(state)
             _wait_until_ready(state, folder, options=options, watch=watch, on_progress=on_progress)
@@ -173,8 +181,16 @@ def _refuse_second_server(folder: StateFolder) -> None:
     stop(folder)  # what a crash has left
 
 
-def _check_before(options: ServeOptions, *, config: Mapping[str, str], contents: ArchiveContents, ports: Ports) -> None:
+def _check_before(
+    options: ServeOptions,
+    *,
+    config: Mapping[str, str],
+    contents: ArchiveContents,
+    ports: Ports,
+    on_progress: Callable[[str], None],
+) -> None:
     findings = [
+        *doctor.check_settings(options.config, options.archive),
         *doctor.check_ports(ports),
         *doctor.check_gpus(config, contents.model_config),
         *doctor.check_disk([options.state]),
@@ -182,6 +198,9 @@ def _check_before(options: ServeOptions, *, config: Mapping[str, str], contents:
     ]
     if errors := [finding for finding in findings if finding.status == "error"]:
         raise PreflightError("; ".join(f"{finding.detail}: {finding.fix}" for finding in errors))
+    for finding in findings:
+        if finding.status == "warning":
+            on_progress(f"warning: {finding.detail}; {finding.fix}")
 
 
 def _write_configuration(

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,6 +32,21 @@ MARK_FILE = ".imgcls-state"
 # A Unix socket's path is held to 107 bytes (104 on macOS); `.ts.sock.PORT` takes up to 15 of them.
 LONGEST_TEMPORARY_PATH_BYTES = 88
 CREATE_TIME_TOLERANCE_S = 2.0  # the clock may be set while a server runs
+
+
+class ServerTrust(BaseModel):
+    """Whom a server trusts, and who had signed the archive that it was started with."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    policy: Literal["off", "hash", "signed"]
+    file: Path | None  # None: there is no trust file, and `hash` holds
+    signer: str | None  # under `signed`
+
+    def __str__(self) -> str:
+        """Returns it for people."""
+        signer = f", signer {self.signer}" if self.signer else ""
+        return f"{self.policy}{signer}{f', {self.file}' if self.file else ''}"
 
 
 class ServerState(BaseModel):
@@ -49,6 +65,7 @@ class ServerState(BaseModel):
     model: str
     version: str
     temporary: Path
+    trust: ServerTrust | None = None  # None: started by an imgcls that knew no trust
 
 
 class StateFolder:

@@ -2,6 +2,7 @@
 
     weights.safetensors  spec.yaml  index_to_name.json   the best epoch by validation; enough to serve
     train_config.yaml    history.csv  golden/            how it came about, and a few validation images
+    train_record.json                                    which code, data and libraries it was trained with
     checkpoint.pt        everything of the last epoch, for --resume only; never packed
     metrics.json         written by the evaluation
 
@@ -27,6 +28,7 @@ from imgcls.data.images import ImageSet, Sample
 from imgcls.errors import RunError
 from imgcls.files import write_atomic
 from imgcls.training.config import TrainConfig
+from imgcls.training.record import RECORD_FILE
 from model.classifier import SPEC_FILE, WEIGHTS_FILE
 from model.errors import ImageError
 from model.golden import GOLDEN_FOLDER
@@ -166,7 +168,8 @@ def _is_same(name: str, one: ModelSpec, other: ModelSpec) -> bool:
 
 def _clear(run: Path) -> None:
     """Removes what an earlier run left, so that no file of it is taken for one of the new run's."""
-    for name in (WEIGHTS_FILE, CHECKPOINT_FILE, SPEC_FILE, "metrics.json", "history.csv", LABELS_FILE):
+    written = (WEIGHTS_FILE, CHECKPOINT_FILE, SPEC_FILE, LABELS_FILE, RECORD_FILE, "metrics.json", "history.csv")
+    for name in written:
         (run / name).unlink(missing_ok=True)
     for file in [*run.glob("confusion_*.png"), *run.glob("predictions_*.csv")]:
         file.unlink()

@@ -52,7 +52,9 @@ def test_worker_that_fails_to_load_shows_its_traceback_within_seconds(
 ) -> None:
     broken = rewrite(archive, tmp_path / "broken.mar", entry="weights.safetensors", data=b"no tensors")
     began = time.monotonic()
-    result = cli(["serve", broken, "--ts-config", ts_config, "--port", "0", "--state", tmp_path / "state"])
+    (tmp_path / "trust.yaml").write_text("policy: off\n")
+    arguments = ["serve", broken, "--ts-config", ts_config, "--port", "0", "--state", tmp_path / "state"]
+    result = cli([*arguments, "--trust", tmp_path / "trust.yaml"])
     assert time.monotonic() - began < 30
     assert result.returncode == 1
     assert "Traceback (most recent call last)" in result.stderr and "in initialize" in result.stderr

@@ -1,15 +1,13 @@
-"""What several unit tests share: runs made by hand, one built archive, TorchServe's own worker code, and train.py."""
+"""What several unit tests share: runs made by hand, one built archive, a worker of it in this process, and train.py."""
 
 import importlib.util
 import io
-import json
 import logging
 import os
-import struct
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,17 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import ts
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
-from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
-from ts.model_loader import TsModelLoader
-from ts.service import Service
 from typer.testing import CliRunner
 
 import imgcls.archive.build  # noqa: F401 (here, as model_archiver leaves a file open while it is imported)
 from imgcls.archive.contents import extract
+from imgcls.archive.testing import ServedArchive, load_archive
 from imgcls.cli.archive import app
 from model.labels import dump_labels
 from model.network import build_network
@@ -41,8 +36,7 @@ SPEC = ModelSpec(
 
 Encode = Callable[..., bytes]
 WriteRun = Callable[..., Path]
-Answer = tuple[int, dict[str, Any]]
-Ask = Callable[..., list[Answer]]
+Load = Callable[..., ServedArchive]
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +84,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory, color_run: Path) -> Path:
     store = tmp_path_factory.mktemp("archives") / "store"
     arguments = ["build", color_run, "--store", store, "--name", "colors", "--version", "1.5", "--workers", 2]
     result = CliRunner().invoke(app, [str(value) for value in arguments], catch_exceptions=False)
-    assert result.stdout.endswith("colors 1.5, golden inputs answered right\n")
+    assert "colors 1.5, golden inputs answered right\n" in result.stdout
     return store / "colors.mar"
 
 
@@ -103,72 +97,25 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory, archive: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def load_service() -> Callable[..., Service]:
-    """Loads an unpacked archive as a TorchServe worker does, with TorchServe's own loader, in this process."""
+def unchecked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a server that checks no archive: for archives that a test has changed."""
+    trust = tmp_path_factory.mktemp("trust") / "trust.yaml"
+    trust.write_text("policy: off")
+    return {"IMGCLS_TRUST": str(trust)}
 
-    def load(folder: Path, *, gpu_id: int | None = None) -> Service:
-        handler = "handler.image_classifier"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)  # TorchServe leaves its configuration files open
-            metrics = MetricsCacheYamlImpl(str(Path(ts.__file__).parent / "configs" / "metrics.yaml"))
-            metrics.initialize_cache()
-            service = TsModelLoader().load("colors", str(folder), handler, gpu_id, 8, metrics_cache=metrics)
-        service.set_cl_socket(None)
-        return service
 
-    return load
+@pytest.fixture
+def load(unchecked: dict[str, str]) -> Iterator[Load]:
+    """Loads an unpacked archive, unchecked, until the test ends."""
+    with ExitStack() as stack:
+        yield lambda folder, **options: stack.enter_context(load_archive(folder, environment=unchecked, **options))
 
 
 @pytest.fixture(scope="session")
-def service(load_service: Callable[..., Service], unpacked: Path) -> Service:
-    """A worker's service of the archive of colours."""
-    return load_service(unpacked)
-
-
-@pytest.fixture(scope="session")
-def ask() -> Ask:
-    """ask(service, item, …) -> (status, parsed answer) of each item of one batch, through TorchServe's protocol.
-
-    An item is the bytes of a body, or a dict of the request's parts with optional "headers".
-    """
-
-    def ask_service(service: Service, *items: bytes | Mapping[str, Any]) -> list[Answer]:
-        requests = [_make_request(number, item) for number, item in enumerate(items)]
-        return _read_response(io.BytesIO(service.predict(requests)))
-
-    return ask_service
-
-
-def _make_request(number: int, item: bytes | Mapping[str, Any]) -> dict[str, Any]:
-    parts = dict(item) if isinstance(item, Mapping) else {"body": bytearray(item)}
-    headers = parts.pop("headers", {})
-    return {
-        "requestId": str(number).encode(),
-        "parameters": [{"name": name, "contentType": "", "value": value} for name, value in parts.items()],
-        "headers": [{"name": name.encode(), "value": value.encode()} for name, value in headers.items()],
-    }
-
-
-def _read_response(stream: io.BytesIO) -> list[Answer]:
-    """Reads what a worker sends to TorchServe's frontend: ts.protocol.otf_message_handler.create_predict_response."""
-
-    def read_int() -> int:
-        return struct.unpack("!i", stream.read(4))[0]
-
-    def read_text() -> str:
-        return stream.read(read_int()).decode()
-
-    code, message = read_int(), read_text()
-    assert code == 200, message  # anything else fails the whole batch
-    answers = []
-    while (length := read_int()) != -1:
-        stream.read(length)  # the request's id
-        assert read_text() == "application/json"
-        status, _phrase = read_int(), read_text()
-        for _ in range(2 * read_int()):
-            read_text()  # a header's name, or its value
-        answers.append((status, json.loads(read_text())))
-    return answers
+def served(archive: Path) -> Iterator[ServedArchive]:
+    """The archive of colours, as a worker has it."""
+    with load_archive(archive, batch_size=16) as served:
+        yield served
 
 
 @pytest.fixture(autouse=True)

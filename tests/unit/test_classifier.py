@@ -27,7 +27,7 @@ def test_nothing_is_kept_between_calls(color_run: Path):
     before = classifier.probabilities(one)
     classifier.probabilities(other)
     assert np.array_equal(classifier.probabilities(one), before)
-    assert not classifier.network.training
+    assert not classifier.engine.module.training
 
 
 def test_a_network_that_overflows_answers_with_nan(tmp_path: Path, write_run):

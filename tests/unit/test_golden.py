@@ -33,15 +33,40 @@ def test_what_is_no_list_of_golden_items_is_refused(text, message):
 
 
 @pytest.mark.parametrize(
-    ("index", "probability", "wrong"),
+    ("probability", "wrong"),
     [
-        (1, 0.75, None),
-        (1, 0.759, None),
-        (1, 0.77, "0.png: got probability 0.7700, expected 0.7500 ± 0.01"),
-        (0, 0.75, "0.png: got class 0, expected 1 (dog)"),
-        (1, float("nan"), "got probability nan"),
+        (0.75, None),
+        (0.759, None),
+        (0.77, "0.png: got probability 0.7700 for class 1 (dog), expected 0.7500 ± 0.01"),
+        (float("nan"), "got probability nan"),
     ],
 )
-def test_a_mismatch_is_described(index, probability, wrong):
-    mismatch = describe_mismatch(GoldenItem(**ITEM), index=index, probability=probability)
+def test_a_mismatch_is_described(probability, wrong):
+    mismatch = describe_mismatch(GoldenItem(**ITEM), probability=probability)
     assert (mismatch is None) if wrong is None else (wrong in str(mismatch))
+
+
+def test_another_best_class_is_a_mismatch_where_it_is_given():
+    assert describe_mismatch(GoldenItem(**ITEM), index=1, probability=0.75) is None
+    mismatch = describe_mismatch(GoldenItem(**ITEM), index=0, probability=0.75)
+    assert mismatch == "0.png: got class 0, expected 1 (dog)"
+
+
+def test_an_engine_is_compared_with_its_own_answer_and_tolerance():
+    item = GoldenItem(**ITEM, engines={"openvino-int8": {"probability": 0.6, "tolerance": 0.03}})
+    assert describe_mismatch(item, probability=0.625, engine="openvino-int8") is None
+    assert describe_mismatch(item, probability=0.64, engine="openvino-int8").endswith("expected 0.6000 ± 0.03")
+    assert describe_mismatch(item, probability=0.75, engine="openvino-int8")
+    assert describe_mismatch(item, probability=0.625, engine="eager")
+
+
+def test_of_an_unknown_engine_any_engines_answer_is_right():
+    item = GoldenItem(**ITEM, engines={"openvino-int8": {"probability": 0.6, "tolerance": 0.03}})
+    assert [describe_mismatch(item, probability=value) for value in (0.75, 0.6)] == [None, None]
+    assert describe_mismatch(item, probability=0.7).endswith("expected 0.7500 ± 0.01 or 0.6000 ± 0.03")
+
+
+def test_among_many_classes_the_tolerance_shrinks_with_the_probability():
+    item = GoldenItem(**ITEM | {"probability": 0.002})
+    assert describe_mismatch(item, probability=0.0021) is None
+    assert describe_mismatch(item, probability=0.001)  # every one of 1000 classes alike

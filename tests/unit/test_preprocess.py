@@ -5,7 +5,8 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as reference
 
-from model.preprocess import Normalise, pixels_from_bytes, to_pixels
+from model.normalise import Normalise
+from model.preprocess import pixels_from_bytes, to_pixels
 from model.spec import ModelSpec
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}

@@ -27,7 +27,7 @@ from model.labels import read_labels
 from model.spec import ModelSpec, read_spec
 
 RUN_FILES = ["checkpoint.pt", "golden", "history.csv", "index_to_name.json", "spec.yaml", "train_config.yaml"]
-RUN_FILES.append("weights.safetensors")
+RUN_FILES += ["train_record.json", "weights.safetensors"]
 
 
 def names_in(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """`imgcls archive build`: from a run directory to an archive in the model store."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -19,15 +20,42 @@ def build(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Most requests in one batch.")] = 8,
     max_batch_delay_ms: Annotated[
-        int, typer.Option(min=0, help="Wait for a batch to fill; a lone request waits too.")
+        int, typer.Option(min=1, help="Wait for a batch to fill; a lone request waits too. TorchServe takes 0 for 100.")
     ] = 2,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="Licence of the weights, as an SPDX identifier such as Apache-2.0.")
+    ] = None,
+    waive: Annotated[
+        list[str] | None, typer.Option(help="A finding of the scan that shall not stop the build: RULE or RULE:PATH.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Builds STORE/NAME.mar from a run, and proves that it answers before it is put in place."""
+    """Builds STORE/NAME.mar from a run: the same run, code and packages give the same bytes.
+
+    It is scanned, and answers its golden inputs as TorchServe would ask them, before it is put in place.
+    SOURCE_DATE_EPOCH, where set, is the time that it carries.
+    """
     from imgcls.archive.build import build_archive
     from imgcls.archive.stage import ServingOptions
+    from imgcls.archive.verify import read_integrity
+    from imgcls.cli.progress import show_bytes
 
-    options = ServingOptions(workers=workers, batch_size=batch_size, max_batch_delay_ms=max_batch_delay_ms)
-    archive = build_archive(run, store, name=name, version=version, options=options)
-    print(
-        f"built {archive.absolute()} ({archive.stat().st_size:,} bytes): {name} {version}, golden inputs answered right"
+    options = ServingOptions(
+        workers=workers, batch_size=batch_size, max_batch_delay_ms=max_batch_delay_ms, license=license_name
     )
+    with show_bytes("packing", total=_size_of(run)) as on_bytes:
+        archive = build_archive(
+            run, store, name=name, version=version, options=options, waived=tuple(waive or ()), on_bytes=on_bytes
+        )
+    size_bytes, tree_sha256 = archive.stat().st_size, read_integrity(archive).tree_sha256
+    if as_json:
+        fields = {"archive": str(archive.absolute()), "name": name, "version": version, "size_bytes": size_bytes}
+        print(json.dumps(fields | {"tree_sha256": tree_sha256}, indent=2))
+        return
+    print(f"built {archive.absolute()} ({size_bytes:,} bytes): {name} {version}, golden inputs answered right")
+    print(f"tree sha256 {tree_sha256}")
+
+
+def _size_of(run: Path) -> int:
+    weights = run / "weights.safetensors"
+    return weights.stat().st_size if weights.is_file() else 0

@@ -1,34 +1,220 @@
-"""`imgcls archive inspect`: what an archive says about itself."""
+"""`imgcls archive inspect`: what an archive is, on one screen."""
+
+from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from imgcls.archive.describe import Description
+
 ARCHIVE = Path("model_store/imgcls.mar")
+WIDTH = 100  # of a pipe, which has none
+MOST_LINES = 4  # of engines, and of test sets
+MOST_CLASSES = 160  # characters
+SCORES = {"samples": "images", "accuracy": "accuracy", "loss": "loss", "f1_macro": "F1 macro"}
 
 
 def inspect(
-    archive: Annotated[Path, typer.Argument(help="The .mar file.")] = ARCHIVE,
+    archive: Annotated[Path, typer.Argument(help="The .mar file; one that imgcls has not built is described too.")] = (
+        ARCHIVE
+    ),
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    trust: Annotated[
+        Path | None, typer.Option(help="A trust file, against which the signatures are checked.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: everything, all files and classes too.")] = False,
 ) -> None:
-    """Shows what an archive says about itself, on one screen."""
+    """Shows what an archive is, whether it is as it was packed and who says to have signed it, on one screen.
+
+    Needs no torch and runs nothing of the archive. Exits 1 when an archive of imgcls is not as it was packed, or is not
+    signed as --trust demands.
+    """
     from dataclasses import asdict
 
-    from imgcls.archive.contents import read_contents
+    from rich.console import Console
 
-    contents = read_contents(archive)
+    from imgcls.archive.describe import describe_archive
+    from imgcls.archive.trust import load_trust
+    from imgcls.cli.progress import show_bytes
+
+    policy = load_trust(trust) if trust else None
+    with show_bytes("reading", total=2 * archive.stat().st_size if archive.is_file() else 0) as on_bytes:
+        description = describe_archive(archive, trust=policy, on_bytes=on_bytes)
     if as_json:
-        print(json.dumps(asdict(contents), indent=2))
+        print(json.dumps(asdict(description), indent=2))
+    else:
+        print_screen(build_screen(description), console=Console(highlight=False))
+    if description.proof.problem and (description.is_imgcls or trust):
+        raise typer.Exit(1)
+
+
+def print_screen(screen: Table, *, console: Console) -> None:
+    """Prints to a terminal as wide as that is; to a pipe in WIDTH characters, without blanks at the ends of lines."""
+    if console.is_terminal:
+        console.print(screen)
         return
-    print(f"{contents.name} {contents.version}   {archive}")
-    print(f"network   {contents.network}")
-    more = " …" if len(contents.classes) > 12 else ""
-    print(f"classes   {len(contents.classes)}: {', '.join(contents.classes[:12])}{more}")
-    print(f"config    {contents.model_config}")
-    for name, scores in contents.metrics.get("test_sets", {}).items():
-        print(f"test set  {name}: accuracy {scores['accuracy']:.4f} on {scores['samples']} samples")
-    for path, size_bytes in contents.sizes.items():
-        print(f"{size_bytes:>12,}  {path}")
+    console.width = WIDTH
+    with console.capture() as captured:
+        console.print(screen)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def build_screen(description: Description) -> Table:
+    """Returns the screen: a name for each line, and what there is to say."""
+    from rich.table import Table
+    from rich.text import Text
+
+    screen = Table.grid(padding=(0, 2))
+    screen.add_column(style="bold", no_wrap=True)
+    screen.add_column(overflow="fold")
+    screen.add_row(Text(f"{description.name} {description.version}"), Text(description.path))
+    for name, text, style in _list_lines(description):
+        screen.add_row(name, Text(text, style=style))
+    return screen
+
+
+def _list_lines(description: Description) -> Iterator[tuple[str, str, str]]:
+    """Yields what each line is called, says and looks like."""
+    yield from (_describe_model(description) if description.is_imgcls else _describe_foreign(description))
+    yield "settings", _join(_flatten(description.model_config)) or "none: TorchServe's defaults", ""
+    if description.is_imgcls:
+        yield "trained", _describe_training(description), ""
+        yield "data", _describe_data(description), ""
+    yield from _describe_proof(description)
+    rooms = [f"{room} {size:,}" for room, size in description.rooms.items() if size]
+    yield "size", f"{description.size_bytes:,} bytes: {', '.join(rooms)}", ""
+    largest = [f"{path} {size:,}" for path, size in list(description.sizes.items())[:5]]
+    more = len(description.sizes) - len(largest)
+    yield "files", ", ".join(largest) + (f" and {more} smaller ones" if more > 0 else ""), ""
+
+
+def _describe_model(description: Description) -> Iterator[tuple[str, str, str]]:
+    weights = description.weights
+    parameters = ", ".join(f"{key}={value}" for key, value in description.parameters.items())
+    counts = f"{weights['elements']:,} values in {weights['tensors']} tensors, {' '.join(weights['dtypes'])}"
+    yield "network", f"{description.network}({parameters}): {counts}", ""
+    yield "input", description.input or "not told", ""
+    yield "classes", _describe_classes(description), ""
+    yield from _with_name("engines", [_describe_engine(engine) for engine in description.engines])
+    if not description.test_sets:
+        yield "test sets", "none measured: imgcls evaluate RUN, then build again", "dim"
+        return
+    yield from _with_name("test sets", [_describe_scores(*item) for item in description.test_sets.items()])
+
+
+def _describe_foreign(description: Description) -> Iterator[tuple[str, str, str]]:
+    model, manifest = description.manifest.get("model", {}), description.manifest
+    yield "not ours", f"imgcls has not built it: it holds no {', '.join(description.missing)}", "yellow"
+    yield "handler", str(model.get("handler", "none")), ""
+    yield "model", _join(_pick(model, "serializedFile", "modelFile")) or "none", ""
+    yield "manifest", _join(_pick(manifest, "runtime", "createdOn", "archiverVersion")), ""
+    if description.classes:
+        yield "classes", _describe_classes(description), ""
+
+
+def _with_name(name: str, lines: list[str]) -> Iterator[tuple[str, str, str]]:
+    more = [f"and {len(lines) - MOST_LINES} more, see --json"] if len(lines) > MOST_LINES else []
+    for index, line in enumerate([*lines[:MOST_LINES], *more]):
+        yield name if index == 0 else "", line, ""
+
+
+def _describe_engine(engine: Mapping[str, Any]) -> str:
+    parts = []
+    if isinstance(engine.get("top1_agreement"), int | float):
+        parts.append(f"{engine['top1_agreement']:.2%} same answers")
+    if isinstance(engine.get("largest_logit_difference"), int | float):
+        parts.append(f"logits within {engine['largest_logit_difference']:.2g}")
+    if engine.get("accuracy") is not None:
+        parts.append(f"accuracy {_number(engine['accuracy'])}")
+    if engine.get("reproducible") is False:
+        parts.append("bytes not reproducible")
+    status = f" ({engine['status']})" if engine.get("status") else ""
+    return f"{engine.get('engine')} {engine.get('precision')}{status}{': ' if parts else ''}{', '.join(parts)}"
+
+
+def _describe_scores(name: str, scores: Mapping[str, Any]) -> str:
+    parts = [f"{text} {_number(scores[key])}" for key, text in SCORES.items() if scores.get(key) is not None]
+    return f"{name}: {', '.join(parts)}"
+
+
+def _describe_training(description: Description) -> str:
+    code = description.record.get("code") or {}
+    commit = code.get("git_commit")
+    dirty = ", with changes that were not committed" if code.get("git_dirty") else ""
+    parts = [f"commit {commit[:12]}{dirty}"] if commit else ["no commit recorded"]
+    told = _pick(description.training, "epochs", "lr", "batch_size") | _pick(description.record, "seed", "device")
+    told |= _pick(description.record.get("versions") or {}, "torch", "imgcls")
+    return ", ".join([*parts, *([_join(told)] if told else [])])
+
+
+def _describe_data(description: Description) -> str:
+    data = description.record.get("data") or {}
+    splits = [f"{name} {split.get('files', 0):,} files" for name, split in (data.get("splits") or {}).items()]
+    source = data.get("source") or description.training.get("data")
+    return f"{source}{': ' if splits else ''}{', '.join(splits)}" if source else "not recorded"
+
+
+def _describe_proof(description: Description) -> Iterator[tuple[str, str, str]]:
+    proof = description.proof
+    if proof.verified:
+        yield "verified", "yes: every byte is as it was packed", "green"
+    elif description.is_imgcls:
+        yield "verified", f"NO: {proof.problem}", "bold red"
+    else:
+        yield "verified", "no: TorchServe's archives hold nothing to verify them by", "yellow"
+    yield from _describe_signatures(description)
+    if proof.tree_sha256:
+        yield "tree", f"sha256 {proof.tree_sha256}", ""
+    yield "file", f"sha256 {proof.archive_sha256}", ""
+
+
+def _describe_signatures(description: Description) -> Iterator[tuple[str, str, str]]:
+    proof = description.proof
+    if proof.verified and proof.problem:
+        yield "signed", f"NOT as demanded: {proof.problem}", "bold red"
+    elif proof.trusted_signer:
+        yield "signed", f"by {proof.trusted_signer}, who is trusted", "green"
+    elif not description.signatures:
+        yield "signed", "no", ""
+    else:
+        said = [
+            f"by {signature.signer} in {signature.where}" + ("" if signature.is_of_this else ", OF OTHER CONTENT")
+            for signature in description.signatures
+        ]
+        unchecked = "" if proof.policy else "; not checked against trusted keys: give --trust FILE"
+        is_right = all(signature.is_of_this for signature in description.signatures)
+        yield "signed", f"says to be, {'; '.join(said)}{unchecked}", "" if is_right else "bold red"
+
+
+def _flatten(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a.b for the keys of sections."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= {f"{key}.{sub}": each for sub, each in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _pick(fields: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: fields[key] for key in keys if key in fields}
+
+
+def _join(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in fields.items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _describe_classes(description: Description) -> str:
+    names = ", ".join(map(str, description.classes))
+    shown = names if len(names) <= MOST_CLASSES else f"{names[:MOST_CLASSES].rpartition(',')[0]}, …"
+    return f"{len(description.classes)}: {shown}"

@@ -1,0 +1,96 @@
+"""`python -m bench archive`: what building and verifying a large archive costs over hashing and copying its weights.
+
+The yardstick is `sha256sum` of the weights plus one `cp` of them, as an administrator would do by hand. Interleaved
+rounds; medians, and ratios within the run.
+"""
+
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import typer
+
+from bench import describe_machine
+from bench.subject import make_large_run
+
+IMGCLS = str(Path(sys.executable).with_name("imgcls"))
+POLL_S = 0.02
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One command: its time, and the largest resident memory of itself and of the processes that it started."""
+
+    seconds: float
+    own_mb: float
+    children_mb: float
+
+
+def archive(
+    *,
+    megabytes: Annotated[int, typer.Option(min=1, help="Size of the weights.")] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Of all measurements in turn.")] = 5,
+    folder: Annotated[Path | None, typer.Option(help="Where to write; needs four times the size.")] = None,
+) -> None:
+    """Measures building and verifying an archive of the given size, and prints a table in Markdown."""
+    with tempfile.TemporaryDirectory(prefix="imgcls-bench-", dir=folder) as temporary:
+        scratch = Path(temporary)
+        run = make_large_run(scratch / "run", size_bytes=megabytes * 1_000_000)
+        weights, mar = str(run / "weights.safetensors"), str(scratch / "store" / "imgcls.mar")
+        commands = {
+            "sha256sum": ["sha256sum", weights],
+            "cp": ["cp", weights, str(scratch / "copy")],
+            "imgcls archive build": [IMGCLS, "archive", "build", str(run), "--store", str(scratch / "store")],
+            "imgcls archive verify": [IMGCLS, "archive", "verify", mar],
+        }
+        measured: dict[str, list[Cost]] = {name: [] for name in commands}
+        for number in range(rounds):
+            print(f"round {number + 1} of {rounds}", file=sys.stderr)
+            for name, command in commands.items():
+                measured[name].append(measure(command))
+    print(f"{megabytes:,} MB of weights; {rounds} rounds; {describe_machine()}\n")
+    print(as_table(measured))
+
+
+def measure(command: list[str]) -> Cost:
+    """Runs a command to its end."""
+    own, children = [0.0], [0.0]
+    started = time.perf_counter()
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL)
+    watcher = threading.Thread(target=_watch, args=(process, own, children))
+    watcher.start()
+    status = process.wait()
+    seconds = time.perf_counter() - started
+    watcher.join()
+    if status != 0:
+        sys.exit(f"error: {' '.join(command)} ended with {status}; nothing was measured")
+    return Cost(seconds, max(own), max(children))
+
+
+def _watch(process: psutil.Popen, own: list[float], children: list[float]) -> None:
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        try:
+            own.append(process.memory_info().rss / 1e6)
+            children += [child.memory_info().rss / 1e6 for child in process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            pass
+        time.sleep(POLL_S)
+
+
+def as_table(measured: dict[str, list[Cost]]) -> str:
+    """Returns medians over the rounds as a Markdown table; the ratio is to sha256sum plus cp of the same round."""
+    by_hand = [a.seconds + b.seconds for a, b in zip(measured["sha256sum"], measured["cp"], strict=True)]
+    rows = ["| | seconds | ratio to sha256sum + cp | own memory MB | largest child MB |", "|---|---|---|---|---|"]
+    for name, costs in measured.items():
+        ratio = statistics.median(cost.seconds / unit for cost, unit in zip(costs, by_hand, strict=True))
+        seconds = statistics.median(cost.seconds for cost in costs)
+        own, child = (max(getattr(cost, field) for cost in costs) for field in ("own_mb", "children_mb"))
+        rows.append(f"| {name} | {seconds:.2f} | {ratio:.2f} | {own:.0f} | {child:.0f} |")
+    return "\n".join(rows)

@@ -1,0 +1,158 @@
+"""Asks modelaudit for its opinion of an archive, in a process of its own, and translates what it says into findings.
+
+modelaudit reports home unless told otherwise, keeps files in the user's home, and takes settings from files beside what
+it scans. Here it gets an empty home and working folder, its switches against telemetry, and `run_modelaudit` around it.
+"""
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imgcls.archive.scanning import run_modelaudit
+from imgcls.archive.scanning.findings import Finding, Scanner, Severity
+
+NAME = "modelaudit"
+KEPT_VARIABLES = ("PATH", "SYSTEMROOT", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+SWITCHES = {"PROMPTFOO_DISABLE_TELEMETRY": "1", "NO_ANALYTICS": "1", "NO_COLOR": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+TIMEOUT_S = 3600
+SPARED_BYTES = 64 << 20  # modelaudit's own limit of an entry; tensors above it are left to our own check
+_SEVERITIES = {"critical": Severity.CRITICAL, "warning": Severity.WARNING}
+
+
+def is_installed() -> bool:
+    """Tells whether modelaudit can be asked."""
+    return importlib.util.find_spec(NAME) is not None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What our own reading found out, which modelaudit need not find, or gets wrong."""
+
+    sizes: Mapping[str, int]  # bytes of each file as they were counted, not as the zip says
+    plain_tensors: Collection[str]  # files that are safetensors to the last byte
+    sources: Collection[str]  # files that are Python and no pickle
+
+    @property
+    def spared(self) -> list[str]:
+        """The large tensors, which modelaudit would read and hash three times over."""
+        return sorted(path for path in self.plain_tensors if self.sizes[path] > SPARED_BYTES)
+
+
+def ask_modelaudit(archive: Path, known: Known) -> tuple[Scanner, tuple[Finding, ...]]:
+    """Runs modelaudit; where it fails, that is a finding too."""
+    with tempfile.TemporaryDirectory(prefix="imgcls-scan-") as folder:
+        given = _without_spared(archive, known, Path(folder)) if known.spared else archive.resolve()
+        limits = (max(known.sizes.values(), default=0) + SPARED_BYTES, sum(known.sizes.values()) + SPARED_BYTES)
+        environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+        places = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME"), folder)
+        command = [sys.executable, "-P", run_modelaudit.__file__, str(given), *map(str, limits)]
+        try:
+            result = subprocess.run(
+                command,
+                cwd=folder,
+                env=environment | places | SWITCHES,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=TIMEOUT_S,
+            )
+            answer = json.loads(result.stdout.splitlines()[-1])
+        except subprocess.TimeoutExpired:
+            return _report_failure(f"no answer within {TIMEOUT_S} s")
+        except (ValueError, IndexError):
+            return _report_failure([f"exit status {result.returncode}", *result.stderr.strip().splitlines()][-1][:200])
+    note = f"without {', '.join(known.spared)}: tensors only, by our own check" if known.spared else ""
+    return Scanner(NAME, answer["version"], "ran", note), tuple(translate(answer, archive=given, known=known))
+
+
+def _report_failure(reason: str) -> tuple[Scanner, tuple[Finding, ...]]:
+    finding = Finding(f"{NAME}/failed", Severity.WARNING, "", f"modelaudit gave no answer: {reason}")
+    return Scanner(NAME, "", "failed", reason), (finding,)
+
+
+def _without_spared(archive: Path, known: Known, folder: Path) -> Path:
+    """Copies an archive into a folder without its large tensors; returns the archive itself where that fails."""
+    copy = folder / archive.name
+    try:
+        with zipfile.ZipFile(archive) as source, zipfile.ZipFile(copy, "w") as target:
+            for info in source.infolist():
+                if info.file_size > known.sizes.get(info.filename, 0):  # zipfile reads no more than this
+                    raise ValueError("the directory promises more than our own reading saw")
+                if info.filename not in known.spared:
+                    entry = zipfile.ZipInfo(info.filename)
+                    entry.external_attr, entry.file_size = info.external_attr, info.file_size
+                    with source.open(info) as content, target.open(entry, "w") as written:
+                        shutil.copyfileobj(content, written)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError):
+        return archive.resolve()  # our own findings say what is wrong with it; let modelaudit say it too
+    return copy
+
+
+def translate(answer: Mapping[str, Any], *, archive: Path, known: Known) -> Iterator[Finding]:
+    """Yields a finding for each issue, but for those that `is_noise` explains."""
+    issues = answer["issues"]
+    misread = {_entry(issue) for issue in issues if "pickle_source" in _details(issue)} & set(known.sources)
+    gaps = sorted(set(answer["gaps"]) - (_GAPS_OF_MISREAD if misread else set()))
+    for issue in issues:
+        if is_noise(issue, spared=known.spared, misread=misread):
+            continue
+        name = str(issue.get("rule_code") or str(issue.get("name") or issue.get("type")).lower())
+        severity = _SEVERITIES.get(str(issue.get("severity")), Severity.INFO)
+        yield Finding(
+            f"{NAME}/{re.sub(r'[^A-Za-z0-9_]+', '-', name).strip('-')}",
+            severity,
+            _path(str(issue.get("location") or ""), archive=archive),
+            _TEMPORARY.sub("", str(issue["message"])),
+        )
+    if gaps:
+        message = f"modelaudit did not see everything: {', '.join(gaps)}"
+        yield Finding(f"{NAME}/incomplete", Severity.WARNING, "", message)
+
+
+def is_noise(issue: Mapping[str, Any], *, spared: Collection[str], misread: Collection[str]) -> bool:
+    """Tells whether an issue says nothing about the archive; each case with its reason."""
+    name, details = issue.get("name"), _details(issue)
+    if name == "MAR Non-Handler Python Analysis":
+        # Any module runs code when it is imported: a constant made by a call does. With a risky call it stays.
+        return bool(details.get("has_import_time_execution")) and not details.get("risky_calls")
+    if name == "TorchServe Manifest Reference Integrity":
+        # It looks for the handler as a file and misses `package.module`; our foreign-handler does not.
+        # Nor does it see the tensors that it was spared.
+        missing = details.get("missing_references") or [{}]
+        return all(item.get("field") == "handler" or item.get("value") in spared for item in missing)
+    # Two lines of `import …` are a pickle's INST opcode to it, and the rest "embedded code". What it says about Python
+    # as Python, under other names, stays; and our own rules judge each of these files as what it is.
+    return _entry(issue) in misread and name not in _PYTHON_CHECKS
+
+
+# Why modelaudit says that it did not see everything, where that is its mistake.
+_GAPS_OF_MISREAD = {"pickle_analysis_incomplete"}
+_PYTHON_CHECKS = ("TorchServe Handler Static Analysis", "MAR Non-Handler Python Analysis")
+_TEMPORARY = re.compile(r"\S*imgcls-scan-[^/\s]+/tmp\w{8}_?")
+
+
+def _details(issue: Mapping[str, Any]) -> Mapping[str, Any]:
+    return issue.get("details") or {}
+
+
+def _entry(issue: Mapping[str, Any]) -> str:
+    details = _details(issue)
+    return str(details.get("mar_entry") or details.get("entry") or details.get("member") or "")
+
+
+def _path(location: str, *, archive: Path) -> str:
+    """Returns the entry of a location such as `/store/a.mar:outer.zip:inner (pos 3)`, as our own findings name it."""
+    inside = location.removeprefix(str(archive)).lstrip(":")
+    return re.sub(r" (\(pos \d+\)|-> .*)$", "", inside).replace(":", "!")

@@ -1,0 +1,144 @@
+"""train_record.json: which code, which data and which libraries a run was trained with.
+
+Made by `imgcls.training.recording` and written by train.py at its start, so that a killed run has it too; read when an
+archive is built. It holds no time, no absolute path and no name of a user or host: equal runs write equal records.
+Needs neither torch nor the `train` extra.
+"""
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from imgcls.checkout import HOME, hash_code, hash_locks, read_git
+from imgcls.errors import RunError
+from imgcls.files import write_atomic
+
+RECORD_FILE = "train_record.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CodeRecord(_Part):
+    """Code that ran; without git its commit is None."""
+
+    git_commit: str | None
+    git_dirty: bool | None
+    sha256: str  # dirHash, as imgcls.checkout.hash_code makes it
+    locks: dict[str, str]  # SHA-256 by name
+
+
+class SplitRecord(_Part):
+    """One split, as imgcls.data.digests.Fingerprint describes it."""
+
+    files: int
+    unreadable: int
+    classes: dict[str, int]
+    sha256: str
+
+
+class DataRecord(_Part):
+    """The data; of a source that lies at an absolute path only the last name is kept."""
+
+    source: str
+    splits: dict[str, SplitRecord]
+
+
+class ParentRecord(_Part):
+    """The weights that training started from: a local file's, or timm's by their name."""
+
+    name: str
+    sha256: str | None = None
+
+
+class Resumption(_Part):
+    """A later part of the run; `changed` holds what of the record was different then."""
+
+    first_epoch: int
+    changed: dict[str, Any]
+
+
+class TrainRecord(_Part):
+    """The content of train_record.json.
+
+    `first_epoch` is 1, unless a run was resumed whose earlier part left no record: then nothing is known of that part.
+    """
+
+    format: Literal["imgcls-train-record/1"] = "imgcls-train-record/1"
+    code: CodeRecord
+    data: DataRecord
+    seed: int
+    device: str
+    parent: ParentRecord | None
+    versions: dict[str, str]
+    first_epoch: int = 1
+    resumed: tuple[Resumption, ...] = ()
+
+
+def write_record(run: Path, record: TrainRecord, *, first_epoch: int) -> None:
+    """Writes train_record.json; of a resumed run it keeps the start and adds what has changed since.
+
+    Raises:
+        RunError: the resumed run's record cannot be read.
+    """
+    path = run / RECORD_FILE
+    if first_epoch > 1 and path.exists():
+        record = _add_resumption(read_record(path), record, first_epoch=first_epoch)
+    elif first_epoch > 1:
+        record = record.model_copy(update={"first_epoch": first_epoch})
+    write_atomic(path, record.model_dump_json(indent=1) + "\n")
+
+
+def read_record(path: Path) -> TrainRecord:
+    """Reads a train_record.json.
+
+    Raises:
+        RunError: it is missing, or not what `write_record` writes.
+    """
+    try:
+        return TrainRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as err:
+        reason = " ".join(str(err).split())
+        raise RunError(
+            f"{path}: is not what train.py writes ({reason}); delete it to go on without what it recorded"
+        ) from err
+
+
+def describe_code(names: Sequence[str]) -> CodeRecord:
+    """Describes these packages and modules of the running code, and the checkout that they lie in."""
+    git = read_git()
+    return CodeRecord(
+        git_commit=git.commit if git else None,
+        git_dirty=git.is_dirty if git else None,
+        sha256=hash_code(HOME, names),
+        locks=hash_locks(),
+    )
+
+
+def describe_source(text: str) -> str:
+    """Returns a source string without what it tells of this machine: of an absolute or upward path, the last name."""
+    path = Path(text)
+    return path.name if path.is_absolute() or {"..", "~"} & set(path.parts) else text
+
+
+def find_versions(names: Sequence[str]) -> dict[str, str]:
+    """Returns the version of each of these distributions that is installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _add_resumption(earlier: TrainRecord, now: TrainRecord, *, first_epoch: int) -> TrainRecord:
+    facts = ("code", "data", "seed", "device", "versions")  # a resumed run's weights come from its own checkpoint
+    before, after = earlier.model_dump(mode="json"), now.model_dump(mode="json")
+    changed = {name: after[name] for name in facts if after[name] != before[name]}
+    kept = [part for part in earlier.resumed if part.first_epoch < first_epoch]  # one that ended no epoch left nothing
+    return earlier.model_copy(update={"resumed": (*kept, Resumption(first_epoch=first_epoch, changed=changed))})

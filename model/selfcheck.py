@@ -1,0 +1,37 @@
+"""The check that a worker makes before it calls itself ready: its engine answers the archive's golden inputs right."""
+
+from pathlib import Path
+
+import numpy as np
+
+from model.classifier import Classifier
+from model.engines.engine import Engine
+from model.errors import NumericError
+from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, describe_mismatch, parse_golden
+from model.preprocess import pixels_from_bytes
+from model.spec import ModelSpec
+
+
+class GoldenCheck:
+    """The decoded golden inputs of an unpacked archive; call it with an engine.
+
+    Raises SpecError where there are none.
+    """
+
+    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+        golden = folder / GOLDEN_FOLDER
+        self.spec = spec
+        self.items = parse_golden(
+            (golden / EXPECTED_FILE).read_bytes(), read_file=lambda name: (golden / name).read_bytes()
+        )
+        self.pixels = np.stack([pixels_from_bytes(item.data, spec) for item in self.items])
+
+    def __call__(self, engine: Engine) -> None:
+        """Raises NumericError where an answer is not what this engine gave when the archive was built."""
+        rows = Classifier(self.spec, engine).probabilities(self.pixels)
+        for item, row in zip(self.items, rows, strict=True):
+            probability = float(row[item.index])
+            if mismatch := describe_mismatch(item, probability=probability, engine=engine.kind.name):
+                raise NumericError(
+                    f"engine {engine.kind.name}: golden input {mismatch}; this machine does not compute what was tested"
+                )
