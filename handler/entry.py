@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from handler.integrity import INTEGRITY_FILE, parse_integrity, remove_compiled
+from handler.packed import check_store
 from handler.trust import check_trust, read_trust_of_environment
 
 logger = logging.getLogger(__name__)
@@ -27,8 +28,12 @@ class VerifiedImageClassifier:
             Exception: as `ImageClassifier.initialize`.
         """
         folder = Path(context.system_properties["model_dir"])
-        self.signer = check_trust(folder, read_trust_of_environment())
-        self.integrity = parse_integrity((folder / INTEGRITY_FILE).read_bytes())
+        trust = read_trust_of_environment()
+        self.signer = check_trust(folder, trust)
+        self.integrity = None
+        if trust.policy != "off":
+            check_store(folder)
+            self.integrity = parse_integrity((folder / INTEGRITY_FILE).read_bytes())
         remove_compiled(folder)
         from handler.image_classifier import ImageClassifier
 
@@ -42,7 +47,11 @@ class VerifiedImageClassifier:
         return self._classifier.handle(data, context)
 
     def describe(self) -> dict[str, Any]:
-        """Returns what this worker runs: the content by its hashes, who signed it, and how it is executed."""
-        hashes = {file.path: file.sha256 for file in self.integrity.files}
-        content = {"tree_sha256": self.integrity.tree_sha256, "weights_sha256": hashes.get("weights.safetensors")}
+        """Returns what this worker runs: content by its hashes, where they were checked, its signer and its engine."""
+        files = self.integrity.by_path() if self.integrity else {}
+        weights = files.get("weights.safetensors")
+        content = {
+            "tree_sha256": self.integrity.tree_sha256 if self.integrity else None,
+            "weights_sha256": weights.sha256 if weights else None,
+        }
         return self._classifier.describe() | content | {"signer": self.signer}

@@ -14,7 +14,7 @@ from collections.abc import Collection
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from imgcls.archive.layout import OnBytes
+from handler.layout import OnBytes
 from imgcls.archive.pack import pack_tree, read_build_time, refuse_bad_names
 from imgcls.archive.prove import SelfTest
 from imgcls.archive.publish import publish

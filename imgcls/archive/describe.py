@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from handler.integrity import INTEGRITY_FILE, SIGNATURE_FILE, IntegrityError
+from handler.layout import OnBytes, read_chunks
 from imgcls.archive.contents import LABELS_FILE, MANIFEST, NEEDED, open_archive, read_small
-from imgcls.archive.layout import OnBytes, read_chunks
 from imgcls.archive.tensors import read_tensors
 from imgcls.archive.verify import verify_archive
 from imgcls.archive.words import describe_input

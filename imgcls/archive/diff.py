@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from handler.layout import OnBytes
 from imgcls.archive.contents import LABELS_FILE, open_archive, read_small
-from imgcls.archive.layout import OnBytes
 from imgcls.archive.tensors import Tensor
 from imgcls.archive.tree import CONTAINER, PAPERS, ArchiveTree, read_tree
 from model.golden import GOLDEN_FOLDER

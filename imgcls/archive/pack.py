@@ -16,8 +16,8 @@ from model_archiver.model_archiver_error import ModelArchiverError
 from model_archiver.model_packaging_utils import ModelExportUtils
 
 from handler.integrity import INTEGRITY_FILE, Integrity, dump_integrity, list_files, make_integrity
+from handler.layout import CREATED_FORMAT, EARLIEST, OnBytes, open_layout
 from imgcls.archive.contents import MANIFEST
-from imgcls.archive.layout import CREATED_FORMAT, EARLIEST, OnBytes, open_layout
 from imgcls.errors import ArchiveError, UsageError
 from model.spec import WEIGHTS_FILE
 

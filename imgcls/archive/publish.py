@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from handler.integrity import SIGNATURE_FILE
-from imgcls.archive.layout import OnBytes, open_layout
+from handler.layout import OnBytes, open_layout
 from imgcls.files import sync
 
 

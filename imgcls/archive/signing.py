@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from handler.layout import OnBytes
 from handler.trust import read_bundle
 from imgcls.archive.keys import AskPassword, read_private_key
-from imgcls.archive.layout import OnBytes
 from imgcls.archive.trust import check_archive_trust, check_signatures, detached_signature, load_trust, unpack_record
 from imgcls.archive.verify import verify_archive
 from imgcls.errors import ArchiveError

@@ -21,10 +21,10 @@ import handler
 import imgcls
 import model
 from handler.integrity import hash_file
+from handler.layout import EARLIEST
 from imgcls.archive.card import write_card
 from imgcls.archive.facts import CONFIG_FILE as TRAIN_CONFIG_FILE
 from imgcls.archive.facts import METRICS_FILE
-from imgcls.archive.layout import EARLIEST
 from imgcls.archive.pack import CONFIG_FILE, write_manifest
 from imgcls.archive.provenance import write_provenance
 from imgcls.archive.sbom import write_sbom

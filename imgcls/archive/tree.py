@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from handler.integrity import INTEGRITY_FILE, SIGNATURE_FILE
+from handler.layout import OnBytes, Reader, read_chunks
 from imgcls.archive.contents import LABELS_FILE, MANIFEST, open_archive
 from imgcls.archive.describe import find_model_config, read_document, read_engines, read_manifest
-from imgcls.archive.layout import OnBytes, Reader, read_chunks
 from imgcls.archive.tensors import Tensor, hash_tensors, read_tensors
 from model.spec import SPEC_FILE, WEIGHTS_FILE
 

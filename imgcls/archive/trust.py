@@ -8,8 +8,8 @@ import zipfile
 from pathlib import Path
 
 from handler.integrity import INTEGRITY_FILE, SIGNATURE_FILE, IntegrityError
+from handler.layout import OnBytes
 from handler.trust import Trust, TrustError, read_bundle, read_trust, refuse_other_content, verify_signature
-from imgcls.archive.layout import OnBytes
 from imgcls.archive.verify import verify_archive
 from imgcls.errors import ArchiveError, UsageError
 

@@ -1,18 +1,19 @@
 """Verifies an archive from outside, without running anything of it and without torch.
 
-Packs the archive again, in mind: its own content through `imgcls.archive.layout`, compared byte for byte with the file.
+Packs the archive again, in mind: its own content through `handler.layout`, compared byte for byte with the file.
 So there is no byte that is not looked at, be it of an entry, a header or the zip's directory.
 """
 
+import hashlib
 import json
 import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from handler.integrity import (
     INTEGRITY_FILE,
@@ -23,8 +24,9 @@ from handler.integrity import (
     parse_integrity,
     refuse_difference,
 )
+from handler.layout import OnBytes, open_layout
+from handler.packed import ComparingSink, read_created
 from imgcls.archive.contents import MANIFEST
-from imgcls.archive.layout import CREATED_FORMAT, OnBytes, open_layout
 from imgcls.errors import ArchiveError
 
 MAX_RECORD_BYTES = 64 << 20  # of integrity.json, the manifest or a signature
@@ -65,7 +67,11 @@ def verify_archive(mar: Path, *, on_bytes: OnBytes = lambda count: None) -> Veri
             refuse_difference(recorded=integrity.by_path(), found=names)
             _refuse_order(names, integrity)
             manifest = json.loads(_read_small(file, MANIFEST))
-            _compare(file, integrity, names=names, created=_created(manifest), on_bytes=on_bytes)
+            try:
+                _compare(file, integrity, names=names, created=read_created(manifest), on_bytes=on_bytes)
+            except IntegrityError as err:
+                _name_changed_file(file, integrity)
+                raise IntegrityError(f"every file is as recorded, but the zip is not as packed; {err}") from err
             model = manifest["model"]
             return VerifiedArchive(mar, model["modelName"], model["modelVersion"], integrity, SIGNATURE_FILE in names)
     except IntegrityError as err:
@@ -126,17 +132,10 @@ def _refuse_order(names: list[str], integrity: Integrity) -> None:
             raise IntegrityError(f"{found}: stands where {expected} was packed; the entries were put in another order")
 
 
-def _created(manifest: dict[str, Any]) -> datetime:
-    try:
-        return datetime.strptime(manifest["createdOn"], CREATED_FORMAT).replace(tzinfo=UTC)
-    except (LookupError, TypeError, ValueError) as err:
-        raise IntegrityError(f"{MANIFEST}: createdOn is not what imgcls writes") from err
-
-
 def _compare(file: BinaryIO, integrity: Integrity, *, names: list[str], created: datetime, on_bytes: OnBytes) -> None:
     recorded = integrity.by_path()
     sizes = _sizes(file, names)
-    sink = _ComparingSink(file)
+    sink = ComparingSink(file)
     layout = open_layout(cast("BinaryIO", sink), created=created, on_bytes=on_bytes)
     with layout.file:
         for name in names:
@@ -144,11 +143,19 @@ def _compare(file: BinaryIO, integrity: Integrity, *, names: list[str], created:
             size_bytes = record.size_bytes if record else sizes[name]
             found = layout.add(name, _Original(file, sink, size_bytes=size_bytes), size_bytes=size_bytes)
             if record and found != record:
-                raise IntegrityError(f"{name}: is not the file that was recorded when the archive was built")
+                raise IntegrityError(f"{name}: does not lie where it was packed")
             sink.refuse_difference(f"{name}: its header in the zip, or the bytes before its data, were changed")
     sink.refuse_difference("the zip's directory: was changed")
     if file.seek(0, os.SEEK_END) != sink.tell():
         raise IntegrityError("the zip: bytes were added after its end")
+
+
+def _name_changed_file(file: BinaryIO, integrity: Integrity) -> None:
+    """Raises IntegrityError for a file whose content differs; the first difference of bytes may lie before it."""
+    for record in integrity.files:
+        with _opened(file, record.path) as archive, archive.open(record.path) as source:
+            if hashlib.file_digest(source, "sha256").hexdigest() != record.sha256:  # type: ignore[arg-type]
+                raise IntegrityError(f"{record.path}: is not the file that was recorded when the archive was built")
 
 
 def _sizes(file: BinaryIO, names: list[str]) -> dict[str, int]:
@@ -159,7 +166,7 @@ def _sizes(file: BinaryIO, names: list[str]) -> dict[str, int]:
 class _Original:
     """Reads an entry's data from where the sink is going to write it."""
 
-    def __init__(self, file: BinaryIO, sink: "_ComparingSink", *, size_bytes: int) -> None:
+    def __init__(self, file: BinaryIO, sink: ComparingSink, *, size_bytes: int) -> None:
         self._file, self._sink, self._left = file, sink, size_bytes
 
     def read(self, size: int, /) -> bytes:
@@ -168,43 +175,3 @@ class _Original:
         self._left -= len(chunk)
         self._sink.expect(chunk)
         return chunk
-
-
-class _ComparingSink:
-    """A file that compares what is written to it with another one, at the same place."""
-
-    def __init__(self, original: BinaryIO) -> None:
-        self._original, self._position, self._expected = original, 0, b""
-        self._different: set[int] = set()  # where a write differed, unless a later one mended it
-
-    def expect(self, chunk: bytes) -> None:
-        """Names data that was just read from the original at the present place: no need to read it again."""
-        self._expected = chunk
-
-    def write(self, data: bytes) -> int:
-        if data is not self._expected:
-            self._original.seek(self._position)
-            is_same = self._original.read(len(data)) == data
-            (self._different.discard if is_same else self._different.add)(self._position)
-        self._position += len(data)
-        return len(data)
-
-    def refuse_difference(self, reason: str) -> None:
-        """Raises IntegrityError where anything that was written is not in the original."""
-        if self._different:
-            raise IntegrityError(reason)
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        if whence != os.SEEK_SET:
-            raise OSError("only absolute places can be sought")
-        self._position = offset
-        return offset
-
-    def seekable(self) -> bool:
-        return True
-
-    def flush(self) -> None:
-        pass

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from handler.packed import STORE_VARIABLE
 from handler.trust import TRUST_VARIABLE
 
 WORKERS_VARIABLE = "IMGCLS_WORKERS"  # a worker's threads: cores over this, where set, else over minWorkers
@@ -19,7 +20,12 @@ def overriding_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def serving_environment(
-    environment: Mapping[str, str], *, temporary: Path, workers: int | None = None, trust: Path | None = None
+    environment: Mapping[str, str],
+    *,
+    temporary: Path,
+    workers: int | None = None,
+    trust: Path | None = None,
+    store: Path | None = None,
 ) -> dict[str, str]:
     """Returns the environment that `imgcls serve` starts TorchServe with.
 
@@ -30,11 +36,14 @@ def serving_environment(
         temporary: the server's temporary folder.
         workers: how many were asked for at start, by which each worker's threads go; None: the archive's minWorkers.
         trust: the trust file that holds, absolute; None: there is none, and each worker checks hashes.
+        store: the model store, absolute, where each worker looks for the file that it was unpacked from.
     """
-    dropped = {TRUST_VARIABLE, *overriding_variables(environment)}
+    dropped = {TRUST_VARIABLE, STORE_VARIABLE, *overriding_variables(environment)}
     kept = {name: value for name, value in environment.items() if name not in dropped}
     if workers is not None:
         kept[WORKERS_VARIABLE] = str(workers)
     if trust is not None:
         kept[TRUST_VARIABLE] = str(trust)
+    if store is not None:
+        kept[STORE_VARIABLE] = str(store)
     return kept | {"TMPDIR": str(temporary), "TEMP": str(temporary), "PYTHONUNBUFFERED": "1"}

@@ -86,7 +86,11 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
                 folder=folder.path,
                 log=folder.console_log,
                 environment=serving_environment(
-                    os.environ, temporary=temporary, workers=options.workers, trust=trust.file
+                    os.environ,
+                    temporary=temporary,
+                    workers=options.workers,
+                    trust=trust.file,
+                    store=options.archive.absolute().parent,
                 ),
                 dies_with_parent=options.dies_with_parent,
             )

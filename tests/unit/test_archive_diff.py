@@ -11,8 +11,8 @@ import yaml
 from safetensors.numpy import save
 from typer.testing import CliRunner
 
+from handler.layout import EARLIEST
 from imgcls.archive.diff import PARTS, ArchiveDiff, diff_archives
-from imgcls.archive.layout import EARLIEST
 from imgcls.archive.pack import pack_tree, write_manifest
 from imgcls.archive.tensors import read_tensors
 from imgcls.cli.main import app

@@ -13,10 +13,10 @@ from model_archiver.model_packaging_utils import ModelExportUtils
 from rich.console import Console
 from typer.testing import CliRunner
 
+from handler.layout import EARLIEST
 from imgcls.archive import contents
 from imgcls.archive.describe import describe_archive
 from imgcls.archive.keys import create_keys
-from imgcls.archive.layout import EARLIEST
 from imgcls.archive.pack import pack_tree, write_manifest
 from imgcls.archive.signing import sign_archive, signer_with_key
 from imgcls.cli.archive.inspect import build_screen, print_screen

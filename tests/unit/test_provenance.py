@@ -16,7 +16,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from imgcls.archive.layout import EARLIEST
+from handler.layout import EARLIEST
 from imgcls.archive.origin import read_origin
 from imgcls.archive.pack import pack_tree, write_manifest
 from imgcls.archive.provenance import check_statement, write_provenance

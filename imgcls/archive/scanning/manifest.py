@@ -76,3 +76,5 @@ def _check_files(model: dict[str, Any], names: Collection[str]) -> Iterator[Find
         file = model.get(key)
         if isinstance(file, str) and file and PurePosixPath(file).name not in names and file not in names:
             yield find("missing-file", MANIFEST, f"{key} is {file}")
+        elif isinstance(file, str) and file and key == "requirementsFile":
+            yield find("requirements", PurePosixPath(file).name)  # whatever it is called

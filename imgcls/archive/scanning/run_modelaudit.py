@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 REFUSED = {
-    *("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "socket.sendto"),
+    *("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto"),
     *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "pty.spawn"),
 }
 

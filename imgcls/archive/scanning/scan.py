@@ -1,6 +1,5 @@
 """The scan of one archive: our own reading first, then modelaudit's, then the report."""
 
-import io
 import zlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from imgcls.archive.scanning import second_opinion
 from imgcls.archive.scanning.entries import CHUNK_BYTES, Entry, Walk
 from imgcls.archive.scanning.files import Budget, are_plain_tensors, check_file
 from imgcls.archive.scanning.findings import Finding, Scanner, ScanReport, Waiver, make_report
-from imgcls.archive.scanning.headers import STORED, BrokenZipError, TooManyEntriesError, read_directory
+from imgcls.archive.scanning.headers import HAS_DESCRIPTOR, STORED, BrokenZipError, TooManyEntriesError, read_directory
 from imgcls.archive.scanning.manifest import MAX_MANIFEST_BYTES, check_manifest, check_shadowing
 from imgcls.archive.scanning.rules import find
 from imgcls.errors import ArchiveError
@@ -128,13 +127,17 @@ class _Reading:
             self.sources.add(entry.path)
         if are_plain_tensors(content, size_bytes=entry.size_bytes):
             self.plain_tensors.add(entry.path)  # their bytes are compared by `verify`, which reads them anyway
-        elif entry.header.method == STORED and _crc(content) != entry.header.crc and entry.header.crc:
+        elif (
+            entry.header.method == STORED
+            and not entry.header.flags & HAS_DESCRIPTOR
+            and _crc(content) != entry.header.crc
+        ):
             self.findings.append(find("damaged-entry", entry.path, "its checksum is wrong"))
 
 
 def _crc(content: IO[bytes]) -> int:
     crc = 0
-    content.seek(0, io.SEEK_SET)
+    content.seek(0)
     while chunk := content.read(CHUNK_BYTES):
         crc = zlib.crc32(chunk, crc)
     return crc

@@ -228,9 +228,12 @@ class _Visitor(ast.NodeVisitor):
 
     def _report(self, rule: SourceRule, node: ast.AST, what: str) -> None:
         is_import = self.functions == 0
+        severity = rule.at_import if is_import else rule.severity
+        if severity is None:
+            return
         where = "when it is imported" if is_import else "in " + ".".join(self.scope)
         message = f"line {getattr(node, 'lineno', 0)}, {where}: {what}: {rule.why}"
-        self.findings.append(Finding(rule.name, rule.at_import if is_import else rule.severity, self.path, message))
+        self.findings.append(Finding(rule.name, severity, self.path, message))
 
 
 def read_text(node: ast.AST) -> str | None:

@@ -10,15 +10,15 @@ from fnmatch import fnmatchcase
 from imgcls.archive.scanning.findings import Severity
 
 MAX_SOURCE_BYTES = 1 << 20
-C, W, I = Severity.CRITICAL, Severity.WARNING, Severity.INFO  # noqa: E741 (columns of a table)
+C, W = Severity.CRITICAL, Severity.WARNING
 
 
 @dataclass(frozen=True)
 class SourceRule:
-    """One row; `at_import` is the severity where the line runs as soon as the module is imported."""
+    """One row; `at_import` is the severity where the line runs as soon as the module is imported, None is none."""
 
     name: str
-    severity: Severity
+    severity: Severity | None
     at_import: Severity
     why: str
     patterns: tuple[str, ...]
@@ -114,7 +114,7 @@ SOURCE_RULES = (
     ),
     SourceRule(
         "python-delete",
-        *(I, C, "it deletes or moves files"),
+        *(None, C, "it deletes or moves files"),
         ("os.remove", "os.unlink", "os.rmdir", "os.removedirs", "os.truncate", "shutil.rmtree", "shutil.move"),
     ),
     UNPICKLES,

@@ -118,8 +118,8 @@ def test_talking_to_other_machines_while_being_imported_is_critical(source: str)
     assert ("python-network", "critical") in judge(source)
 
 
-def test_deleting_files_is_mentioned_and_critical_at_import() -> None:
-    assert judge("import shutil\ndef f(x): shutil.rmtree(x)") == {("python-delete", "info")}
+def test_deleting_files_while_being_imported_is_critical() -> None:
+    assert judge("import shutil\ndef f(x): shutil.rmtree(x)") == set()
     assert judge("import shutil\nshutil.rmtree('x')") == {("python-delete", "critical")}
 
 

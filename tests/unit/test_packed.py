@@ -1,0 +1,87 @@
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from handler.integrity import IntegrityError, check_tree
+from handler.packed import STORE_VARIABLE, check_store
+from imgcls.archive.contents import extract
+from imgcls.archive.publish import add_signature
+
+
+@pytest.fixture
+def store(tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model store with the archive and one of something else, as a worker's environment names it."""
+    store = tmp_path / "store"
+    store.mkdir()
+    shutil.copyfile(archive, store / "colors.mar")
+    (store / "another.mar").write_bytes(b"half of an upload")
+    monkeypatch.setenv(STORE_VARIABLE, str(store))
+    return store
+
+
+def unpack(mar: Path, folder: Path) -> Path:
+    """Unpacks whatever the zip holds, as TorchServe does, and makes sure that the tree alone shows nothing."""
+    with zipfile.ZipFile(mar) as archive:
+        archive.extractall(folder)
+    check_tree(folder)
+    return folder
+
+
+def zip_again(mar: Path, *, order: Callable[[list[str]], list[str]]) -> None:
+    with zipfile.ZipFile(mar) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(mar, "w") as archive:
+        for name in order(list(content)):
+            archive.writestr(zipfile.ZipInfo(name), content[name])
+
+
+def flip(mar: Path, place: int) -> None:
+    content = bytearray(mar.read_bytes())
+    content[place] ^= 1
+    mar.write_bytes(content)
+
+
+def test_the_file_as_packed_passes_signed_or_not(store: Path, tmp_path: Path):
+    check_store(unpack(store / "colors.mar", tmp_path / "tree"))
+    add_signature(store / "colors.mar", b"signature", tmp_path / "signed.mar")
+    shutil.move(tmp_path / "signed.mar", store / "colors.mar")
+    check_store(unpack(store / "colors.mar", tmp_path / "signed"))
+
+
+@pytest.mark.parametrize("order", [lambda names: names[::-1], lambda names: names], ids=["reversed", "zipped again"])
+def test_entries_in_another_order_are_refused(store: Path, tmp_path: Path, order):
+    zip_again(store / "colors.mar", order=order)
+    with pytest.raises(IntegrityError, match=r"colors\.mar: its entries stand in another order, or bytes"):
+        check_store(unpack(store / "colors.mar", tmp_path / "tree"))
+
+
+def test_bytes_that_unpacking_does_not_show_are_refused(store: Path, tmp_path: Path):
+    mar = store / "colors.mar"
+    tree, size = unpack(mar, tmp_path / "tree"), mar.stat().st_size
+    with zipfile.ZipFile(mar) as archive:
+        directory = archive.start_dir
+    # The time in the first header, a mode and a comment's length in the directory, and what makes it unreadable.
+    for place in (10, directory + 38, size - 2, directory, size - 20):
+        flip(mar, place)
+        with pytest.raises(IntegrityError, match="bytes beside their content were changed"):
+            check_store(tree)
+        flip(mar, place)
+    check_store(tree)
+
+
+def test_an_archive_that_was_replaced_or_removed_is_no_reason_to_refuse(store: Path, tmp_path: Path, caplog):
+    tree = unpack(store / "colors.mar", tmp_path / "tree")
+    (store / "colors.mar").write_bytes(b"the next version")
+    check_store(tree)
+    (store / "colors.mar").unlink()
+    check_store(tree)
+    assert "holds no archive any more from which this was unpacked" in caplog.text
+
+
+def test_without_a_store_nothing_is_compared(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(STORE_VARIABLE, raising=False)
+    extract(archive, folder=tmp_path / "tree")
+    check_store(tmp_path / "tree")
