@@ -17,6 +17,7 @@ from model.preprocess import pixels_from_bytes
 from model.spec import ModelSpec
 
 MAX_GOLDEN_BYTES = 4_000_000
+DIGITS = 4  # of a probability: what follows them differs between processors, and would be in the archive's bytes
 
 
 def write_golden(run: Path, folder: Path) -> None:
@@ -57,7 +58,7 @@ def answer(classifier: Classifier, file: Path, *, labels: tuple[str, ...]) -> Go
     if not np.isfinite(row).all():
         raise NumericError(f"the weights answer golden input {file.name} with NaN or infinity; train them again")
     best = int(row.argmax())
-    return GoldenItem(file=file.name, index=best, label=labels[best], probability=float(row[best]))
+    return GoldenItem(file=file.name, index=best, label=labels[best], probability=float(f"{row[best]:.{DIGITS}g}"))
 
 
 def make_image(spec: ModelSpec) -> bytes:
