@@ -4,13 +4,17 @@ TorchServe wants exactly one class in this module. Nothing of `model`, and of th
 before the check has passed. What such a check can and cannot promise: docs/trust.md.
 """
 
+import sys
+
+sys.dont_write_bytecode = True  # compiled Python beside a source would run instead of it: so none may be there
+
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from handler.integrity import INTEGRITY_FILE, parse_integrity, remove_compiled
+from handler.integrity import INTEGRITY_FILE, parse_integrity
 from handler.packed import check_store
 from handler.trust import check_trust, read_trust_of_environment
 
@@ -34,7 +38,6 @@ class VerifiedImageClassifier:
         if trust.policy != "off":
             check_store(folder)
             self.integrity = parse_integrity((folder / INTEGRITY_FILE).read_bytes())
-        remove_compiled(folder)
         from handler.image_classifier import ImageClassifier
 
         self._classifier = ImageClassifier()

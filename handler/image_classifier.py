@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 import handler
 import model
@@ -23,10 +22,12 @@ from handler.errors import NonFiniteAnswerError, NotOfferedError, RequestError
 from handler.request import ImageRequest, read_request
 from handler.settings import count_threads, read_settings
 from model.classifier import Classifier
-from model.errors import ImageError, ModelError, NumericError
-from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, describe_mismatch, parse_golden
+from model.engines.choose import choose_engine
+from model.errors import ImageError, ModelError
 from model.labels import LABELS_FILE, rank, read_labels
 from model.preprocess import pixels_from_bytes
+from model.selfcheck import GoldenCheck
+from model.spec import SPEC_FILE, read_spec
 
 logger = logging.getLogger(__name__)
 
@@ -39,26 +40,35 @@ class ImageClassifier:
     """One classifier in one worker process."""
 
     def initialize(self, context: Any) -> None:
-        """Loads the archive that TorchServe has unpacked, and answers its golden inputs.
+        """Loads the archive that TorchServe has unpacked, with an engine that answers its golden inputs right.
+
+        torch is imported where the engine needs it, or where TorchServe gives a GPU, and not before.
 
         Raises:
             RuntimeError: the imported code is not the archive's, or TorchServe wants a GPU that torch cannot use.
-            ModelError: the spec, weights, labels or settings cannot be used, or a golden answer is wrong.
+            ModelError: the spec, weights, labels or settings cannot be used, the engine that they name cannot be
+                started, or a golden answer is wrong.
         """
         folder = Path(context.system_properties["model_dir"])
         model_config = context.model_yaml_config or {}
         refuse_foreign_code(folder)
         self.settings = read_settings(model_config)
-        threads = count_threads(self.settings, model_config)
-        torch.set_num_threads(threads)
-        device = choose_device(context.system_properties.get("gpu_id"))
-        self.classifier = Classifier.load(folder, device=device)
-        self.labels = read_labels(folder / LABELS_FILE, count=len(self.classifier.spec.classes))
+        spec = read_spec(folder / SPEC_FILE)
+        self.labels = read_labels(folder / LABELS_FILE, count=len(spec.classes))
         self.name = context.manifest["model"]["modelName"]
         self.version = context.manifest["model"].get("modelVersion", "1.0")
-        self._check_golden(folder / GOLDEN_FOLDER)
-        spec = self.classifier.spec
-        logger.info("%s %s: %s on %s, %d threads", self.name, self.version, spec.network, device, threads)
+        self.choice = choose_engine(
+            folder,
+            spec,
+            wanted=self.settings.engine,
+            device=choose_device(context.system_properties.get("gpu_id")),
+            threads=count_threads(self.settings, model_config),
+            batch_sizes=sorted({1, int(model_config.get("batchSize", 1))}),
+            check=GoldenCheck(folder, spec),
+        )
+        self.classifier = Classifier(spec, self.choice.engine)
+        engine = self.choice.engine.describe()
+        logger.info("%s %s: %s, engine %s (%s)", self.name, self.version, spec.network, engine, self.choice.reason)
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answers a batch: one JSON document an item, in the batch's order."""
@@ -69,13 +79,13 @@ class ImageClassifier:
 
     def describe(self) -> dict[str, Any]:
         """Returns what this worker runs, for the management API."""
-        spec, device = self.classifier.spec, getattr(self.classifier.engine, "device", "cpu")
         return {
             "model": self.name,
             "version": self.version,
-            "network": spec.network,
-            "engine": "eager",
-            "device": device,
+            "network": self.classifier.spec.network,
+            **self.choice.engine.describe(),
+            "engine_reason": self.choice.reason,
+            "engines_passed_over": list(self.choice.passed_over),
         }
 
     def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Prepared]:
@@ -118,29 +128,23 @@ class ImageClassifier:
         ranked = rank(probabilities, names=self.labels, top_k=top_k)
         return {"model": self.name, "version": self.version, "predictions": ranked}
 
-    def _check_golden(self, folder: Path) -> None:
-        items = parse_golden((folder / EXPECTED_FILE).read_bytes(), read_file=lambda name: (folder / name).read_bytes())
-        pixels = np.stack([pixels_from_bytes(item.data, self.classifier.spec) for item in items])
-        for item, row in zip(items, self.inference(pixels), strict=True):
-            best = int(row.argmax())
-            if mismatch := describe_mismatch(item, index=best, probability=float(row[best])):
-                raise NumericError(f"golden input {mismatch}; this machine does not compute what was tested")
 
-
-def choose_device(gpu_id: int | None) -> torch.device:
+def choose_device(gpu_id: int | None) -> str:
     """Returns the device that TorchServe gave this worker: the GPU of that number, or the CPU.
 
     Raises:
         RuntimeError: TorchServe counted a GPU that torch cannot use.
     """
     if gpu_id is None or gpu_id < 0:
-        return torch.device("cpu")
+        return "cpu"
+    import torch  # here, because workers on the CPU may do without
+
     if not torch.cuda.is_available():
         raise RuntimeError(
             f"TorchServe gave this worker GPU {gpu_id}, but torch {torch.__version__} cannot use CUDA: "
             "update the NVIDIA driver, or set number_of_gpu=0 in config.properties"
         )
-    return torch.device("cuda", gpu_id)
+    return f"cuda:{gpu_id}"
 
 
 def refuse_foreign_code(folder: Path) -> None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ INTEGRITY_FILE = "MAR-INF/integrity.json"
 SIGNATURE_FILE = "MAR-INF/integrity.json.sig"
 UNRECORDED = (INTEGRITY_FILE, SIGNATURE_FILE)
 FORMAT = "imgcls-integrity/1"
+# What is compiled before handler.entry forbids that, also under the name that it has while it is written; core dumps.
+_APPEARS = re.compile(r"handler/__pycache__/(__init__|entry)\.[^/]*\.pyc(\.\d+)?|core(\.\d+)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -76,18 +77,24 @@ def parse_integrity(data: bytes) -> Integrity:
         integrity = Integrity(tuple(FileRecord(**entry) for entry in json.loads(data)["files"]))
         paths = [file.path for file in integrity.files]
         in_order = paths == sorted(set(paths)) and not set(paths) & set(UNRECORDED)
-        is_sound = in_order and all(_SHA256.fullmatch(file.sha256) for file in integrity.files)
+        is_sound = in_order and all(map(_is_sound, integrity.files)) and dump_integrity(integrity) == data
     except (ValueError, LookupError, TypeError, RecursionError) as err:
-        raise IntegrityError(f"{INTEGRITY_FILE}: cannot be read: {err!r}") from err
-    if not is_sound or dump_integrity(integrity) != data:
+        raise IntegrityError(f"{INTEGRITY_FILE}: cannot be read: {type(err).__name__}") from err
+    if not is_sound:
         raise IntegrityError(f"{INTEGRITY_FILE}: is not a record that imgcls wrote; it was changed")
     return integrity
+
+
+def _is_sound(file: FileRecord) -> bool:
+    is_size = type(file.size_bytes) is int and 0 <= file.size_bytes < 1 << 63
+    return isinstance(file.path, str) and is_size and _SHA256.fullmatch(file.sha256) is not None
 
 
 def check_tree(folder: Path) -> Integrity:
     """Compares an unpacked archive with its record: no file changed, missing or added.
 
-    Compiled Python, which the interpreter adds by itself, is not counted: `remove_compiled` sees to it.
+    Not counted is what appears there by itself: the compiled form of the two modules that run before this check, and
+    the core dump of a worker that crashed in its folder.
 
     Raises:
         IntegrityError: the record is missing or broken, or a file is not as recorded; the message names the file.
@@ -114,20 +121,12 @@ def refuse_difference(*, recorded: Mapping[str, object], found: Iterable[str]) -
 
 
 def list_files(folder: Path) -> list[str]:
-    """Returns the paths of all files under a folder, symbolic links among them, but for compiled Python."""
+    """Returns the paths of all files under a folder, symbolic links among them, but for what appears by itself."""
     found = []
     for root, folders, files in os.walk(folder):
         links = [name for name in folders if (Path(root) / name).is_symlink()]
         found += [(Path(root) / name).relative_to(folder).as_posix() for name in (*files, *links)]
-    return sorted(path for path in found if not re.fullmatch(r"(.*/)?__pycache__/[^/]*\.pyc", path))
-
-
-def remove_compiled(folder: Path) -> None:
-    """Removes compiled Python from an unpacked archive: packed with it, it would run instead of its recorded source."""
-    for cache in folder.rglob("__pycache__"):
-        shutil.rmtree(cache, ignore_errors=True)  # another worker may be at it
-        if any(cache.glob("*.pyc")):
-            raise IntegrityError(f"{cache.relative_to(folder)}: cannot be removed; is the folder read-only?")
+    return sorted(path for path in found if not _APPEARS.fullmatch(path))
 
 
 def hash_file(path: Path) -> str:

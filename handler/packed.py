@@ -7,8 +7,12 @@ does not show: entries in another order, headers, bytes between or behind them.
 
 import json
 import logging
+import lzma
+import operator
 import os
+import struct
 import zipfile
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -19,6 +23,14 @@ from handler.layout import CREATED_FORMAT, open_layout
 STORE_VARIABLE = "IMGCLS_MODEL_STORE"
 MANIFEST = "MAR-INF/MANIFEST.json"
 
+FEW_BYTES = 64  # that an archive which cannot be read any more may differ in, and still be known
+EARLIEST_YEAR, LATEST_YEAR = 1980, 2107  # of a zip's times
+# What zipfile raises for bytes that it does not understand.
+UNREADABLE_ZIP = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, NotImplementedError, RuntimeError, LookupError),
+    *(ValueError, EOFError, OSError),
+)
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,7 +39,7 @@ class ComparingSink:
 
     def __init__(self, original: BinaryIO) -> None:
         self._original, self._position, self._expected = original, 0, b""
-        self._different: set[int] = set()  # where a write differed, unless a later one mended it
+        self._different: dict[int, int] = {}  # how many bytes of a write differed, by its place; a later one mends it
 
     def expect(self, chunk: bytes) -> None:
         """Names data that was just read from the original at the present place: no need to read it again."""
@@ -37,19 +49,22 @@ class ComparingSink:
         """Compares instead of writing; what zipfile writes anew at the same place counts alone."""
         if data is not self._expected:
             self._original.seek(self._position)
-            is_same = self._original.read(len(data)) == data
-            (self._different.discard if is_same else self._different.add)(self._position)
+            original = self._original.read(len(data))
+            self._different.pop(self._position, None)
+            if original != data:
+                shared = sum(map(operator.eq, original, data))
+                self._different[self._position] = len(data) - shared
         self._position += len(data)
         return len(data)
 
     @property
-    def has_difference(self) -> bool:
-        """Whether anything that was written is not in the original."""
-        return bool(self._different)
+    def different_bytes(self) -> int:
+        """How many of the bytes that were written are not in the original."""
+        return sum(self._different.values())
 
     def refuse_difference(self, reason: str) -> None:
         """Raises IntegrityError where anything that was written is not in the original."""
-        if self.has_difference:
+        if self.different_bytes:
             raise IntegrityError(reason)
 
     def tell(self) -> int:
@@ -78,7 +93,10 @@ def read_created(manifest: dict[str, Any]) -> datetime:
         IntegrityError: the manifest's createdOn is not what imgcls writes.
     """
     try:
-        return datetime.strptime(manifest["createdOn"], CREATED_FORMAT).replace(tzinfo=UTC)
+        created = datetime.strptime(manifest["createdOn"], CREATED_FORMAT).replace(tzinfo=UTC)
+        if not EARLIEST_YEAR <= created.year <= LATEST_YEAR:
+            raise ValueError
+        return created
     except (LookupError, TypeError, ValueError) as err:
         raise IntegrityError(f"{MANIFEST}: createdOn is not what imgcls writes") from err
 
@@ -86,7 +104,8 @@ def read_created(manifest: dict[str, Any]) -> datetime:
 def check_store(folder: Path) -> None:
     """Finds the file that an unpacked archive came from in $IMGCLS_MODEL_STORE, and compares every byte of it.
 
-    A file that has been replaced or removed since is no reason to refuse: what was unpacked has proved itself.
+    A file that has been replaced, changed, signed or removed since it was unpacked is no reason to refuse: what was
+    unpacked has proved itself, and a worker that starts again must not fail for an upload.
 
     Raises:
         IntegrityError: the file was changed where the unpacked tree does not show it.
@@ -95,15 +114,22 @@ def check_store(folder: Path) -> None:
     if not store:
         return
     faults = []
+    unpacked_s = (folder / INTEGRITY_FILE).stat().st_mtime
     for mar in sorted(Path(store).glob("*.mar")):
-        fault = _find_fault(mar, folder)
+        try:
+            changed = mar.stat()
+            is_later = max(changed.st_mtime, changed.st_ctime) > unpacked_s
+            fault = None if is_later or not mar.is_file() else _find_fault(mar, folder)
+        except OSError as err:
+            logger.warning("%s cannot be compared with what was unpacked: %s", mar, err.strerror)
+            continue
         if fault == "":
             return
         if fault:
             faults.append(f"{mar.name}: {fault}")
     if faults:
         raise IntegrityError(f"{faults[0]}; it is not as it was packed, fetch or build it again")
-    logger.warning("%s holds no archive any more from which this was unpacked", store)
+    logger.warning("%s holds no archive any more that is the one from which this was unpacked", store)
 
 
 def _find_fault(mar: Path, folder: Path) -> str | None:
@@ -115,9 +141,9 @@ def _find_fault(mar: Path, folder: Path) -> str | None:
         sink = ComparingSink(file)
         _pack_again(folder, sink)
         has_same_size = file.seek(0, os.SEEK_END) == sink.tell()
-    if is_same is None and not has_same_size:
-        return None  # unreadable, and not ours
-    if is_same is None or sink.has_difference or not has_same_size:
+    if is_same is None and not (has_same_size and sink.different_bytes <= FEW_BYTES):
+        return None  # it cannot be read, and is not nearly what was unpacked
+    if sink.different_bytes or not has_same_size:
         return "its entries stand in another order, or bytes beside their content were changed"
     return ""
 
@@ -126,8 +152,11 @@ def _holds_record(file: BinaryIO, record: bytes) -> bool | None:
     """Tells whether an archive has this record; None where it cannot be read."""
     try:
         with zipfile.ZipFile(file) as archive:
-            return INTEGRITY_FILE in archive.namelist() and archive.read(INTEGRITY_FILE) == record
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, LookupError, ValueError, EOFError, OSError):
+            info = archive.NameToInfo.get(INTEGRITY_FILE)
+            if info is None or info.compress_type != zipfile.ZIP_STORED or info.file_size != len(record):
+                return False
+            return archive.read(info) == record
+    except UNREADABLE_ZIP:
         return None
 
 

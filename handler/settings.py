@@ -1,7 +1,8 @@
 """The `handler:` section of model-config.yaml, and how many threads a worker takes.
 
 handler:
-  threads: auto        # torch threads of one worker; auto: cores over workers
+  engine: auto         # how the network is run: auto, or a name such as openvino-int8 (docs/architecture.md)
+  threads: auto        # threads of one worker; auto: cores over workers
   top_k: 5             # classes in an answer, unless the request says otherwise
   max_pixels: 50000000 # width times height of the largest image that is decoded
 """
@@ -11,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from model.errors import SpecError, describe_validation_error
+from model.engines.kinds import AUTO, parse_kind
+from model.errors import EngineError, SpecError, describe_validation_error
 from model.images import MAX_PIXELS
 
 Positive = Annotated[int, Field(ge=1)]
@@ -26,9 +28,18 @@ class HandlerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    engine: str = AUTO
     threads: Positive | Literal["auto"] = "auto"
     top_k: Positive = 5
     max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = MAX_PIXELS
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_known(cls, name: str) -> str:
+        try:
+            return name if name == AUTO else parse_kind(name).name
+        except EngineError as err:
+            raise ValueError(str(err)) from err
 
 
 def read_settings(model_config: Mapping[str, Any]) -> HandlerSettings:

@@ -104,19 +104,31 @@ def read_trust(path: Path | None) -> Trust:
     return trust
 
 
+def name_in_environment() -> str | None:
+    """Returns what $IMGCLS_TRUST holds, None where it is not set.
+
+    Raises:
+        TrustError: it is set and empty, as `IMGCLS_TRUST=$TYPO` leaves it; that must not lower the policy.
+    """
+    named = os.environ.get(TRUST_VARIABLE)
+    if named is not None and not named.strip():
+        raise TrustError(f"{TRUST_VARIABLE} is {named!r}; expected the path of a trust file; name one, or unset it")
+    return named
+
+
 def read_trust_of_environment() -> Trust:
     """Reads the trust file that $IMGCLS_TRUST names, for a worker.
 
     Raises:
-        TrustError: as `read_trust`; or the path is not absolute. A worker stands in the folder of the unpacked archive,
-            which must not bring the file by which it is judged.
+        TrustError: as `read_trust`; or the path is empty or not absolute. A worker stands in the folder of the unpacked
+            archive, which must not bring the file by which it is judged.
     """
-    named = os.environ.get(TRUST_VARIABLE)
-    if named and not Path(named).is_absolute():
+    named = name_in_environment()
+    if named is not None and not Path(named).is_absolute():
         raise TrustError(
             f"{TRUST_VARIABLE} is {named!r}; expected an absolute path, as it is read in the archive's folder"
         )
-    return read_trust(Path(named) if named else None)
+    return read_trust(None if named is None else Path(named))
 
 
 def check_trust(folder: Path, trust: Trust) -> str | None:

@@ -9,7 +9,6 @@ import stat
 import tempfile
 import time
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from handler.packed import UNREADABLE_ZIP
 from imgcls.errors import ArchiveError
 from model.errors import SpecError
 
@@ -35,10 +35,7 @@ STALE_S = 3600
 TEMPORARY_SUFFIX = ".unpacking"
 
 # What zipfile, json, yaml and looking things up in their results raise on an archive that is not in order.
-_UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError, yaml.YAMLError, SpecError),
-    *(LookupError, TypeError, ValueError, AttributeError),
-)
+_UNREADABLE = (*UNREADABLE_ZIP, yaml.YAMLError, SpecError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -224,18 +221,23 @@ def _write_entry(
             on_bytes(len(chunk))
 
 
-@contextmanager
-def open_archive(mar: Path) -> Iterator[zipfile.ZipFile]:
-    """Opens an archive for reading; whatever turns out to be wrong with it inside the block is an ArchiveError."""
+def refuse_no_file(mar: Path) -> None:
+    """Raises ArchiveError where there is no file to read."""
     if mar.is_dir():
         raise ArchiveError(f"{mar}: is a folder; name a .mar file")
     if not mar.is_file():
         raise ArchiveError(f"{mar}: there is no such archive; build it with ./build_mar.sh RUN")
+
+
+@contextmanager
+def open_archive(mar: Path) -> Iterator[zipfile.ZipFile]:
+    """Opens an archive for reading; whatever turns out to be wrong with it inside the block is an ArchiveError."""
+    refuse_no_file(mar)
     try:
         with zipfile.ZipFile(mar) as archive:
             yield archive
     except _UNREADABLE as err:
         reason = " ".join(str(err).split()) or type(err).__name__
         raise ArchiveError(
-            f"{mar}: cannot be read as a model archive ({reason}); build it again with ./build_mar.sh RUN"
+            f"{mar}: cannot be read as a model archive ({reason}); fetch it again, or build it with ./build_mar.sh RUN"
         ) from err

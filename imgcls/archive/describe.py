@@ -8,6 +8,7 @@ import hashlib
 import json
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from handler.integrity import INTEGRITY_FILE, SIGNATURE_FILE, IntegrityError
-from handler.layout import OnBytes, read_chunks
+from handler.layout import OnBytes, Reader, read_chunks
 from imgcls.archive.contents import LABELS_FILE, MANIFEST, NEEDED, open_archive, read_small
 from imgcls.archive.tensors import read_tensors
 from imgcls.archive.verify import verify_archive
 from imgcls.archive.words import describe_input
 from imgcls.errors import ArchiveError
+from model.engines.records import ENGINES_FILE, REFERENCE_RECORD
 from model.spec import SPEC_FILE, WEIGHTS_FILE, ModelSpec
 
 if TYPE_CHECKING:
     from handler.trust import Trust
 
-EAGER: dict[str, Any] = {"engine": "eager", "precision": "fp32", "status": "the reference"}
 ROOMS = {"weights": (WEIGHTS_FILE,), "engines": ("engines/",), "code": ("model/", "handler/"), "golden": ("golden/",)}
 
 
@@ -56,7 +57,7 @@ class Description:
     """One archive; what its files do not tell is None or empty."""
 
     path: str
-    is_imgcls: bool
+    is_imgcls: bool  # as it says by its record, or by holding what an archive of imgcls holds
     missing: tuple[str, ...]  # what an archive of imgcls would hold
     name: str
     version: str
@@ -94,10 +95,10 @@ def describe_archive(mar: Path, *, trust: "Trust | None" = None, on_bytes: OnByt
         sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
         told = _read_told(archive, mar)
     missing = tuple(path for path in NEEDED if path not in sizes)
-    file_sha256 = _hash(mar, on_bytes=on_bytes)
+    file_sha256 = hash_archive(mar, on_bytes=on_bytes)
     return Description(
         path=str(mar),
-        is_imgcls=not missing,
+        is_imgcls=INTEGRITY_FILE in sizes or not missing,
         missing=missing,
         signatures=_read_signatures(mar, archive_sha256=file_sha256),
         proof=_prove(mar, trust, archive_sha256=file_sha256, on_bytes=on_bytes),
@@ -152,11 +153,17 @@ def find_model_config(manifest: dict[str, Any]) -> str | None:
 
 
 def read_engines(archive: zipfile.ZipFile) -> list[dict[str, Any]]:
-    """Reads engines.json; an archive without it answers with eager fp32 alone."""
-    content = read_document(archive, "engines.json")
+    """Reads engines.json; an archive without it answers with the reference alone."""
+    content = read_document(archive, ENGINES_FILE)
     if content is None:
-        return [EAGER] if WEIGHTS_FILE in archive.NameToInfo else []
-    return [dict(engine) for engine in (content["engines"] if isinstance(content, dict) else content)]
+        return [REFERENCE_RECORD.model_dump()] if WEIGHTS_FILE in archive.NameToInfo else []
+    return [dict(engine) for engine in content]
+
+
+def name_engine(engine: Mapping[str, Any]) -> str:
+    """Returns what to call a record of engines.json; its device is said where it is not the CPU."""
+    device = engine.get("device", "cpu")
+    return f"{engine.get('engine')}{'' if device == 'cpu' else f' on {device}'}"
 
 
 def measure_rooms(sizes: dict[str, int]) -> dict[str, int]:
@@ -182,12 +189,18 @@ def _read_weights(archive: zipfile.ZipFile) -> dict[str, Any]:
     }
 
 
-def _hash(mar: Path, *, on_bytes: OnBytes) -> str:
-    digest = hashlib.sha256()
+def hash_archive(mar: Path, *, on_bytes: OnBytes) -> str:
+    """Returns a file's SHA-256, as hex; tells of its bytes as it goes on."""
     with mar.open("rb") as file:
-        for chunk in read_chunks(file):
-            digest.update(chunk)
-            on_bytes(len(chunk))
+        return hash_source(file, on_bytes=on_bytes)
+
+
+def hash_source(source: Reader, *, on_bytes: OnBytes) -> str:
+    """Returns the SHA-256 of what is left to read, as hex."""
+    digest = hashlib.sha256()
+    for chunk in read_chunks(source):
+        digest.update(chunk)
+        on_bytes(len(chunk))
     return digest.hexdigest()
 
 

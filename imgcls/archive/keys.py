@@ -51,24 +51,26 @@ def create_keys(name: str, folder: Path, *, password: str | None = None, curve: 
 
     Raises:
         UsageError: the name is not a plain file name, or the password is empty.
-        ArchiveError: one of the files is there already.
+        ArchiveError: one of the files is there already, or cannot be written; then neither is left behind.
     """
     if not name or Path(name).name != name or name.startswith("."):
         raise UsageError(f"the key's name is {name!r}; expected a plain file name such as release")
     if password == "":
         raise UsageError(f"the password is empty; give one, or none at all by leaving {PASSWORD_VARIABLE} unset")
-    private, public = folder / f"{name}.key", folder / f"{name}.pub"
-    for file in (private, public):
-        if file.exists():
-            raise ArchiveError(f"{file}: is there already, and a key is never overwritten; choose another name")
     curve_name = next(key for key, label in CURVES.items() if label == curve)
     key = ec.generate_private_key(_CURVES[curve_name])
-    folder.mkdir(parents=True, exist_ok=True)
     protection = serialization.BestAvailableEncryption(password.encode()) if password else NoEncryption()
-    _write_new(private, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection), mode=0o600)
-    _write_new(public, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), mode=0o644)
-    sync(folder)
-    return KeyPair(private, public, fingerprint(key.public_key()))
+    pair = KeyPair(folder / f"{name}.key", folder / f"{name}.pub", fingerprint(key.public_key()))
+    try:
+        _write_pair(
+            pair,
+            private=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, protection),
+            public=key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+        )
+    except OSError as err:
+        problem = f"keys cannot be written here ({err.strerror or err})"
+        raise ArchiveError(f"{folder}: {problem}; name another folder with --folder") from err
+    return pair
 
 
 def read_private_key(path: Path, *, ask_password: AskPassword | None = None) -> ec.EllipticCurvePrivateKey:
@@ -146,11 +148,30 @@ def _find_password(path: Path, *, ask_password: AskPassword | None) -> str:
     return ask_password(path)
 
 
+def _write_pair(pair: KeyPair, *, private: bytes, public: bytes) -> None:
+    """Writes both files or neither: half a pair would make the next try refuse to overwrite it."""
+    for file in (pair.private, pair.public):
+        if file.exists():
+            raise ArchiveError(f"{file}: is there already, and a key is never overwritten; choose another name")
+    pair.private.parent.mkdir(parents=True, exist_ok=True)
+    _write_new(pair.private, private, mode=0o600)
+    try:
+        _write_new(pair.public, public, mode=0o644)
+    except OSError:
+        pair.private.unlink()
+        raise
+    sync(pair.private.parent)
+
+
 def _write_new(path: Path, data: bytes, *, mode: int) -> None:
     """Writes a file that must not be there yet; nobody else can read it at any moment."""
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)  # whatever the umask
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+    except OSError:  # a disk that is full
+        path.unlink()
+        raise

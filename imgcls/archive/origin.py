@@ -6,16 +6,15 @@ Torch-free, and runs nothing of the archive. It checks the files that it reads, 
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from handler.integrity import INTEGRITY_FILE, Integrity, IntegrityError, parse_integrity
 from imgcls.archive.contents import open_archive, read_small
 from imgcls.archive.facts import NOT_RECORDED
 from imgcls.archive.provenance import CODE_SUBJECT, IMAGES_DIGEST, PREDICATE_TYPE, PROVENANCE_FILE
+from imgcls.archive.verify import read_integrity
 from imgcls.errors import ArchiveError
 from model.spec import WEIGHTS_FILE
 
@@ -108,10 +107,12 @@ def read_origin(mar: Path) -> Origin:
         ArchiveError: the archive cannot be read, holds no provenance, or its provenance is not the recorded one.
     """
     with open_archive(mar) as archive:
-        integrity = read_integrity(archive, mar)
+        integrity = read_integrity(mar)
         recorded = integrity.by_path().get(PROVENANCE_FILE)
         if recorded is None:
-            raise ArchiveError(f"{mar}: holds no {PROVENANCE_FILE}; build it again with ./build_mar.sh RUN")
+            raise ArchiveError(
+                f"{mar}: holds no {PROVENANCE_FILE}; fetch it again, or build it with ./build_mar.sh RUN"
+            )
         data = read_small(archive, PROVENANCE_FILE)
         if hashlib.sha256(data).hexdigest() != recorded.sha256:
             raise ArchiveError(
@@ -122,16 +123,6 @@ def read_origin(mar: Path) -> Origin:
         if (weights := integrity.by_path().get(WEIGHTS_FILE)) is None or weights.sha256 != origin.weights_sha256:
             raise ArchiveError(f"{mar}: {PROVENANCE_FILE} is of other weights than it holds; build it again")
         return origin
-
-
-def read_integrity(archive: zipfile.ZipFile, mar: Path) -> Integrity:
-    """Reads the record of an opened archive; raises ArchiveError where it has none that can be used."""
-    if INTEGRITY_FILE not in archive.namelist():
-        raise ArchiveError(f"{mar}: holds no {INTEGRITY_FILE}; build it again with ./build_mar.sh RUN")
-    try:
-        return parse_integrity(read_small(archive, INTEGRITY_FILE))
-    except IntegrityError as err:
-        raise ArchiveError(f"{mar}: {err}; fetch or build it again") from err
 
 
 def parse_origin(statement: Fields, *, tree_sha256: str) -> Origin:

@@ -142,7 +142,7 @@ def sign_archive(mar: Path, signer: Signer, *, on_bytes: OnBytes = lambda count:
     target = detached_signature(mar)
     verified = verify_archive(mar, on_bytes=on_bytes)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{verified.name}-", dir=mar.parent) as temporary:
+        with tempfile.TemporaryDirectory(prefix=f".{verified.name}-", suffix=".signing", dir=mar.parent) as temporary:
             folder = Path(temporary)
             record, signature = unpack_record(mar, folder)
             signature.unlink(missing_ok=True)

@@ -50,6 +50,7 @@ class ServingOptions:
     max_batch_delay_ms: int = 2  # TorchServe waits this long for a batch to fill, a lone request too
     response_timeout_s: int = 60
     startup_timeout_s: int = 120
+    engine: str = "auto"  # which engine a worker takes: auto, or a name
     license: str | None = None  # of the weights; stands in the card and the bill of materials
     max_retry_timeout_s: int = 30  # how long a crashing worker is started again; TorchServe's 300 hides it for minutes
 
@@ -95,7 +96,7 @@ def link_file(source: Path, target: Path) -> None:
     A run's files are replaced, never written into, so a link holds on to what it was when the build began.
     """
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
 
@@ -142,7 +143,7 @@ def dump_model_config(options: ServingOptions) -> str:
         "responseTimeout": options.response_timeout_s,
         "startupTimeout": options.startup_timeout_s,
         "maxRetryTimeoutInSec": options.max_retry_timeout_s,
-        "handler": {"threads": "auto", "top_k": 5},
+        "handler": {"engine": options.engine, "threads": "auto", "top_k": 5},
     }
     if options.workers is not None:
         config = {"minWorkers": options.workers, "maxWorkers": options.workers} | config

@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from handler.integrity import INTEGRITY_FILE, SIGNATURE_FILE
-from handler.layout import OnBytes, Reader, read_chunks
+from handler.layout import OnBytes
 from imgcls.archive.contents import LABELS_FILE, MANIFEST, open_archive
-from imgcls.archive.describe import find_model_config, read_document, read_engines, read_manifest
+from imgcls.archive.describe import (
+    find_model_config,
+    hash_archive,
+    hash_source,
+    name_engine,
+    read_document,
+    read_engines,
+    read_manifest,
+)
 from imgcls.archive.tensors import Tensor, hash_tensors, read_tensors
 from model.spec import SPEC_FILE, WEIGHTS_FILE
 
@@ -54,7 +62,7 @@ def read_tree(mar: Path, *, on_bytes: OnBytes = lambda count: None) -> ArchiveTr
             path=str(mar),
             name=str(model.get("modelName", mar.stem)),
             version=str(model.get("modelVersion", "")),
-            archive_sha256=_hash_file(mar, on_bytes=on_bytes),
+            archive_sha256=hash_archive(mar, on_bytes=on_bytes),
             files={path: _hash_entry(archive, path, on_bytes=on_bytes) for path in paths},
             tensors=_hash_weights(archive, on_bytes=on_bytes) if WEIGHTS_FILE in paths else {},
             parts=_read_parts(archive, manifest, config_file=config_file),
@@ -75,7 +83,7 @@ def _read_parts(archive: zipfile.ZipFile, manifest: Fields, *, config_file: str 
         "preprocessing": flatten(spec),
         "metrics": _read_metrics(archive),
         "configuration": flatten(read_document(archive, config_file) or {}),
-        "engines": {_name_engine(engine): engine for engine in read_engines(archive)},
+        "engines": {name_engine(engine): flatten(engine) for engine in read_engines(archive)},
         "training": flatten(read_document(archive, "train_config.yaml") or {}),
         "record": flatten(record),
     }
@@ -102,19 +110,10 @@ def _read_libraries(archive: zipfile.ZipFile) -> Fields:
     return {part["name"]: part.get("version") for part in components if part.get("type") == "library"}
 
 
-def _name_engine(engine: Mapping[str, Any]) -> str:
-    return f"{engine.get('engine')} {engine.get('precision')}"
-
-
-def _hash_file(mar: Path, *, on_bytes: OnBytes) -> str:
-    with mar.open("rb") as file:
-        return _hash(file, on_bytes=on_bytes)
-
-
 def _hash_entry(archive: zipfile.ZipFile, path: str, *, on_bytes: OnBytes) -> str:
     with archive.open(path) as entry:
         if path != WEIGHTS_FILE:
-            return _hash(entry, on_bytes=on_bytes)
+            return hash_source(entry, on_bytes=on_bytes)
         read_tensors(entry)
         length = entry.tell()
     with archive.open(path) as entry:
@@ -124,11 +123,3 @@ def _hash_entry(archive: zipfile.ZipFile, path: str, *, on_bytes: OnBytes) -> st
 def _hash_weights(archive: zipfile.ZipFile, *, on_bytes: OnBytes) -> dict[str, tuple[Tensor, str]]:
     with archive.open(WEIGHTS_FILE) as stream:
         return {tensor.name: (tensor, sha256) for tensor, sha256 in hash_tensors(stream, on_bytes=on_bytes).items()}
-
-
-def _hash(source: Reader, *, on_bytes: OnBytes) -> str:
-    digest = hashlib.sha256()
-    for chunk in read_chunks(source):
-        digest.update(chunk)
-        on_bytes(len(chunk))
-    return digest.hexdigest()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from handler.integrity import (
     INTEGRITY_FILE,
@@ -25,8 +25,8 @@ from handler.integrity import (
     refuse_difference,
 )
 from handler.layout import OnBytes, open_layout
-from handler.packed import ComparingSink, read_created
-from imgcls.archive.contents import MANIFEST
+from handler.packed import UNREADABLE_ZIP, ComparingSink, read_created
+from imgcls.archive.contents import MANIFEST, refuse_no_file
 from imgcls.errors import ArchiveError
 
 MAX_RECORD_BYTES = 64 << 20  # of integrity.json, the manifest or a signature
@@ -58,15 +58,14 @@ def verify_archive(mar: Path, *, on_bytes: OnBytes = lambda count: None) -> Veri
     Raises:
         ArchiveError: it cannot be read, was not packed by imgcls, or is damaged or changed; names the entry.
     """
-    if not mar.is_file():
-        raise ArchiveError(f"{mar}: there is no such archive; build it with ./build_mar.sh RUN")
+    refuse_no_file(mar)
     try:
         with mar.open("rb") as file:
             names = _list_names(file)
             integrity = parse_integrity(_read_small(file, INTEGRITY_FILE))
             refuse_difference(recorded=integrity.by_path(), found=names)
             _refuse_order(names, integrity)
-            manifest = json.loads(_read_small(file, MANIFEST))
+            manifest = _parse_manifest(_read_small(file, MANIFEST))
             try:
                 _compare(file, integrity, names=names, created=read_created(manifest), on_bytes=on_bytes)
             except IntegrityError as err:
@@ -91,7 +90,7 @@ def read_integrity(mar: Path) -> Integrity:
             _list_names(file)
             return parse_integrity(_read_small(file, INTEGRITY_FILE))
     except IntegrityError as err:
-        raise ArchiveError(f"{mar}: {err}; build it with ./build_mar.sh RUN") from err
+        raise ArchiveError(f"{mar}: {err}; fetch it again, or build it with ./build_mar.sh RUN") from err
     except OSError as err:
         raise ArchiveError(f"{mar}: cannot be read: {err.strerror or err}") from err
 
@@ -120,9 +119,20 @@ def _opened(file: BinaryIO, what: str = "the zip's directory") -> Iterator[zipfi
     try:
         with zipfile.ZipFile(file) as archive:
             yield archive
-    # All of these for bytes that it does not understand.
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, LookupError, ValueError, EOFError, OSError) as err:
+    except UNREADABLE_ZIP as err:
         raise IntegrityError(f"{what}: cannot be read ({' '.join(str(err).split())})") from err
+
+
+def _parse_manifest(data: bytes) -> dict[str, Any]:
+    try:
+        manifest = json.loads(data)
+        if not isinstance(manifest["model"]["modelName"], str) or not isinstance(
+            manifest["model"]["modelVersion"], str
+        ):
+            raise TypeError
+    except (ValueError, LookupError, TypeError, RecursionError) as err:
+        raise IntegrityError(f"{MANIFEST}: is not what imgcls writes") from err
+    return cast("dict[str, Any]", manifest)
 
 
 def _refuse_order(names: list[str], integrity: Integrity) -> None:
@@ -153,9 +163,15 @@ def _compare(file: BinaryIO, integrity: Integrity, *, names: list[str], created:
 def _name_changed_file(file: BinaryIO, integrity: Integrity) -> None:
     """Raises IntegrityError for a file whose content differs; the first difference of bytes may lie before it."""
     for record in integrity.files:
-        with _opened(file, record.path) as archive, archive.open(record.path) as source:
-            if hashlib.file_digest(source, "sha256").hexdigest() != record.sha256:  # type: ignore[arg-type]
-                raise IntegrityError(f"{record.path}: is not the file that was recorded when the archive was built")
+        with _opened(file) as archive:
+            try:
+                is_same = archive.getinfo(record.path).compress_type == zipfile.ZIP_STORED
+                with archive.open(record.path) as source:
+                    is_same &= hashlib.file_digest(source, "sha256").hexdigest() == record.sha256  # type: ignore[arg-type]
+            except UNREADABLE_ZIP:
+                is_same = False
+        if not is_same:
+            raise IntegrityError(f"{record.path}: is not the file that was recorded when the archive was built")
 
 
 def _sizes(file: BinaryIO, names: list[str]) -> dict[str, int]:

@@ -46,4 +46,5 @@ def serving_environment(
         kept[TRUST_VARIABLE] = str(trust)
     if store is not None:
         kept[STORE_VARIABLE] = str(store)
+    kept["ORT_DISABLE_TELEMETRY"] = "1"  # TorchServe's base handler imports onnxruntime, which would report home
     return kept | {"TMPDIR": str(temporary), "TEMP": str(temporary), "PYTHONUNBUFFERED": "1"}

@@ -5,7 +5,7 @@ rolling files only, and drops the lines that every request repeats.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 LOG4J_CONFIG = """\
@@ -45,10 +45,15 @@ FAILURE = re.compile(
     r"Load model failed|Backend worker error|Backend stream closed|Failed to load model|Retry worker: "
 )
 MODEL_LINE = re.compile(r"^(?P<time>\S+) \[\w+ *\] (?P<thread>\S+) MODEL_LOG - (?P<text>.*)$")
+# What our handler says once it has loaded (handler/image_classifier.py), and TorchServe's worker before it begins.
+LOADED = re.compile(r"^\S+ \S+: \S+, engine \{")
+STARTED = "Torch worker started."
+TRACEBACK = "Traceback (most recent call last)"
 # What a worker says while all is well, and what Python writes when it ends: not the reason of a failure.
 CHATTER = re.compile(
     r"s_name_part0|Listening on|Successfully loaded .*metrics|\[PID\]|Torch worker started|Python runtime"
     r"|Connection accepted|model_name: |Backend worker process died|Frontend disconnected|Backend received inference"
+    rf"|{LOADED.pattern}"
 )
 # What a frontend that ends by itself writes to the console: Java's own words, or an exception's.
 CONSOLE_ERROR = re.compile(
@@ -101,10 +106,11 @@ def find_failure(model_log: Path, server_log: Path, *, offset: int = 0) -> Worke
 
 @dataclass(frozen=True)
 class VersionFailure:
-    """The last time that a worker of a model's version died with an exception."""
+    """The last exception that a worker of a model's version wrote."""
 
     time: str  # as the log has it, to the second
     reason: str  # the exception's line
+    has_loaded_since: bool = False  # in a worker that was started after it
 
 
 def find_version_failures(model_log: Path, model: str) -> dict[str, VersionFailure]:
@@ -112,29 +118,38 @@ def find_version_failures(model_log: Path, model: str) -> dict[str, VersionFailu
 
     TorchServe forgets a version whose workers could not load: then only the log tells that it was there.
     """
-    thread = re.compile(rf"W-\d+-{re.escape(model)}_(?P<version>.+)-std(out|err)")
+    thread = re.compile(rf"(?P<worker>W-\d+-{re.escape(model)}_(?P<version>.+))-std(out|err)")
     failures: dict[str, VersionFailure] = {}
     in_traceback: set[str] = set()
+    started: dict[str, set[str]] = {}  # by version: the workers since its last failure; its others may load in spite
     for line in read_lines(model_log):
         match = MODEL_LINE.match(line)
         worker = thread.fullmatch(match["thread"]) if match else None
         if match is None or worker is None:
             continue
-        if match["text"].startswith("Traceback (most recent call last)"):
+        version = worker["version"]
+        if match["text"].startswith(TRACEBACK):
             in_traceback.add(match["thread"])
         elif match["thread"] in in_traceback and match["text"] and not match["text"].startswith(" "):
-            failures[worker["version"]] = VersionFailure(match["time"].partition(",")[0], match["text"])
+            failures[version] = VersionFailure(match["time"].partition(",")[0], match["text"])
             in_traceback.discard(match["thread"])
+            started[version] = set()
+        elif match["text"] == STARTED:
+            started.setdefault(version, set()).add(worker["worker"])
+        elif version in failures and LOADED.search(match["text"]) and worker["worker"] in started[version]:
+            failures[version] = replace(failures[version], has_loaded_since=True)
     return failures
 
 
 def last_worker_lines(lines: list[str]) -> list[str]:
-    """Returns the traceback, or else the last words, of the worker that spoke last."""
+    """Returns the traceback of the worker that failed first, or else the last words of the one that spoke last."""
     found = [match for line in lines if (match := MODEL_LINE.match(line)) and not CHATTER.search(match["text"])]
     if not found:
         return []
-    texts = [match["text"] for match in found if match["thread"] == found[-1]["thread"]]
-    starts = [index for index, text in enumerate(texts) if text.startswith("Traceback (most recent call last)")]
+    failed = [match for match in found if match["text"].startswith(TRACEBACK)]
+    speaker = failed[0] if failed else found[-1]  # the first: another's traceback may not be complete yet
+    texts = [match["text"] for match in found if match["thread"] == speaker["thread"]]
+    starts = [index for index, text in enumerate(texts) if text.startswith(TRACEBACK)]
     # The first one: TorchServe starts a dead worker again, and what follows may be its second failure, cut short.
     return texts[starts[0] :][:200] if starts else texts[-LAST_LINES:]
 

@@ -3,6 +3,7 @@
 TorchServe's own /ping is Healthy with no model, with workers that are still loading, and for minutes of crash-looping.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from imgcls.serving import logs
 from imgcls.serving.errors import ManagementError, NotReadyError, WorkerFailedError
 from imgcls.serving.management import Management, ModelStatus
 from imgcls.serving.state import StateFolder
-from model.golden import GoldenItem, describe_mismatch
+from model.golden import ALL_CLASSES, GoldenItem, describe_mismatch
 
 POLL_S = 0.2
 LOG_FLUSH_S = 0.5  # between TorchServe's notice of a dead worker and the last line of its traceback
@@ -86,10 +87,11 @@ def check_golden(client: Client, golden: Sequence[GoldenItem], *, where: Path) -
     """
     for item in golden:
         try:
-            best = client.predict(item.data, top_k=1).best
+            ranked = client.predict(item.data, top_k=ALL_CLASSES).ranked
         except ClientError as err:
             raise NotReadyError(f"{where}: golden input {item.file} was not answered: {err}") from err
-        if mismatch := describe_mismatch(item, index=best.index, probability=best.probability):
+        probability = next((entry.probability for entry in ranked if entry.index == item.index), math.nan)
+        if mismatch := describe_mismatch(item, probability=probability):
             raise NotReadyError(f"{where}: golden input {mismatch}; this server does not compute what was tested")
 
 

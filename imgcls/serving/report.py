@@ -28,7 +28,7 @@ class WorkerReport:
 
 @dataclass(frozen=True)
 class VersionReport:
-    """One version of the model: registered, or refused and forgotten by TorchServe."""
+    """One version of the model: registered, or known only by its failure, as TorchServe forgets what it refused."""
 
     version: str
     is_default: bool
@@ -161,10 +161,13 @@ def _describe_version(status: ModelStatus, failure: VersionFailure | None, *, is
 def _describe_refused(
     failures: Mapping[str, VersionFailure], *, registered: Collection[str]
 ) -> tuple[VersionReport, ...]:
+    """A version that loaded after its failure was unregistered by someone's will, and is nothing to report."""
     return tuple(
-        VersionReport(version, False, False, 0, 0, f"refused, not registered: {failure.reason} ({failure.time})")
+        VersionReport(
+            version, False, False, 0, 0, f"not registered; its last failure was: {failure.reason} ({failure.time})"
+        )
         for version, failure in failures.items()
-        if version not in registered
+        if version not in registered and not failure.has_loaded_since
     )
 
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imgcls.archive.contents import open_archive
-from imgcls.archive.origin import read_integrity
+from imgcls.archive.verify import read_integrity
 from imgcls.errors import ArchiveError
 from imgcls.serving.access import management_client
 from imgcls.serving.errors import ManagementError
@@ -95,7 +94,6 @@ def _find_archive(state: ServerState, tree_sha256: str, *, model: str) -> Path:
 
 def _read_tree_sha256(mar: Path) -> str | None:
     try:
-        with open_archive(mar) as archive:
-            return read_integrity(archive, mar).tree_sha256
+        return read_integrity(mar).tree_sha256
     except ArchiveError:
         return None

@@ -56,7 +56,14 @@ def test_an_archive_holds_what_serving_needs_and_nothing_else(archive: Path, col
     with zipfile.ZipFile(archive) as file:
         assert set(file.namelist()) == code | {
             *("MAR-INF/MANIFEST.json", "model-config.yaml", "spec.yaml", "index_to_name.json", "weights.safetensors"),
-            *("golden/0.png", "golden/expected.json", "MODEL_CARD.md", "provenance.json", "sbom.cdx.json"),
+            *(
+                "golden/0.png",
+                "golden/expected.json",
+                "engines.json",
+                "MODEL_CARD.md",
+                "provenance.json",
+                "sbom.cdx.json",
+            ),
             "MAR-INF/integrity.json",
         }
         assert file.read("weights.safetensors") == (color_run / "weights.safetensors").read_bytes()
@@ -167,13 +174,27 @@ def test_a_run_that_cannot_be_served_keeps_the_old_archive(tmp_path: Path, write
 def test_what_a_killed_build_has_left_is_removed_by_a_later_one(write_run, tmp_path: Path):
     store = tmp_path / "store"
     for name, age_s in (("old", 7200), ("young", 60)):
-        (store / f".imgcls-{name}").mkdir(parents=True)
-        os.utime(store / f".imgcls-{name}", (time.time() - age_s,) * 2)
+        (store / f".imgcls-{name}.building").mkdir(parents=True)
+        os.utime(store / f".imgcls-{name}.building", (time.time() - age_s,) * 2)
+    (store / ".imgcls-backup").mkdir()  # somebody's own
+    os.utime(store / ".imgcls-backup", (time.time() - 7200,) * 2)
     run = write_run(tmp_path / "run")
     (run / "golden" / "1.png").write_bytes(bytes(5_000_000))  # refused at once, so that the test is quick
     with pytest.raises(ArchiveError):
         build_archive(run, store)
-    assert names_in(store) == [".imgcls-young"]
+    assert names_in(store) == [".imgcls-backup", ".imgcls-young.building"]
+
+
+def test_a_run_of_links_is_packed_as_what_they_point_to(color_run: Path, archive: Path, tmp_path: Path):
+    """As data version control leaves them."""
+    run = shutil.copytree(color_run, tmp_path / "run")
+    (tmp_path / "objects").mkdir()
+    for name in ("weights.safetensors", "spec.yaml", "index_to_name.json"):
+        (run / name).rename(tmp_path / "objects" / name)
+        (run / name).symlink_to(f"../objects/{name}")
+    options = ServingOptions(workers=2)
+    built = build_archive(run, tmp_path / "store", name="colors", version="1.5", options=options)
+    assert built.read_bytes() == archive.read_bytes()
 
 
 def test_code_of_another_checkout_is_not_packed(color_run: Path, tmp_path: Path):
@@ -239,7 +260,10 @@ def test_the_self_test_compares_the_answers(unpacked: Path, tmp_path: Path):
     broken = code.replace("ranked = rank(probabilities,", "ranked = rank(probabilities[::-1],")
     assert broken != code
     replace_file(folder, "handler/image_classifier.py", broken)
-    with pytest.raises(ArchiveError, match=r"golden input 0\.png: got class 0, expected 2 \(blue\); nothing"):
+    with pytest.raises(
+        ArchiveError,
+        match=r"golden input 0\.png: got probability 0\.0\d+ for class 2 \(blue\), expected 0\.9867 .*; nothing",
+    ):
         self_test(folder)
 
 

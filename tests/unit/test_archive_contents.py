@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from imgcls.archive.contents import extract, read_contents, verify_entries
 from imgcls.archive.golden import read_golden
+from imgcls.archive.keys import create_keys
 from imgcls.cli.archive import app
+from imgcls.cli.main import app as imgcls_app
 from imgcls.errors import ArchiveError
 
 LIGHT_INSTALL = """
@@ -45,7 +47,7 @@ def test_an_archive_tells_what_it_is(archive: Path):
     contents = read_contents(archive)
     assert (contents.name, contents.version, contents.network) == ("colors", "1.5", "simple_cnn")
     assert contents.classes == ("red", "green", "blue")
-    assert contents.model_config["handler"] == {"threads": "auto", "top_k": 5}
+    assert contents.model_config["handler"] == {"engine": "auto", "threads": "auto", "top_k": 5}
     assert contents.model_config["minWorkers"] == 2
     assert contents.metrics == {}
     assert contents.sizes["golden/0.png"] > 0
@@ -62,6 +64,30 @@ def test_inspect_shows_it_to_people_and_to_machines(archive: Path):
 def test_a_missing_archive_says_how_to_build_one(tmp_path: Path):
     with pytest.raises(ArchiveError, match=r"none\.mar: there is no such archive; build it with"):
         read_contents(tmp_path / "none.mar")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "archive verify",
+        "archive sign",
+        "archive scan",
+        "archive extract",
+        "archive inspect",
+        "archive diff",
+        "provenance",
+    ],
+)
+def test_every_command_calls_a_folder_a_folder(tmp_path: Path, command: str):
+    create_keys("release", tmp_path / "keys")
+    more = {
+        "archive sign": ["--key", str(tmp_path / "keys/release.key")],
+        "archive extract": [str(tmp_path / "out")],
+        "archive diff": [str(tmp_path)],
+    }
+    result = CliRunner().invoke(imgcls_app, [*command.split(), str(tmp_path), *more.get(command, [])])
+    assert isinstance(result.exception, ArchiveError)
+    assert str(result.exception) == f"{tmp_path}: is a folder; name a .mar file"
 
 
 @pytest.mark.parametrize("name", ["MAR-INF/MANIFEST.json", "spec.yaml", "weights.safetensors"])

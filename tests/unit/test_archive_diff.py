@@ -15,6 +15,7 @@ from handler.layout import EARLIEST
 from imgcls.archive.diff import PARTS, ArchiveDiff, diff_archives
 from imgcls.archive.pack import pack_tree, write_manifest
 from imgcls.archive.tensors import read_tensors
+from imgcls.archive.tree import flatten
 from imgcls.cli.main import app
 from imgcls.errors import ArchiveError
 
@@ -23,8 +24,8 @@ SPEC = {"network": "simple_cnn", "parameters": {"widths": [8]}, "size": 8, "resi
 SCORES = {"samples": 500, "accuracy": 0.9, "loss": 0.25, "f1_macro": 0.89, "per_class": {"cat": {}}, "confusion": [[1]]}
 TENSORS = {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float32)}
 RECORD = {"code": {"git_commit": "abc"}, "data": {"splits": {"train": {"sha256": "one"}}}}
-ENGINE = {"engine": "onnxruntime", "precision": "int8", "accuracy": 0.9}
-EAGER = {"engine": "eager", "precision": "fp32", "accuracy": 0.91}
+ENGINE = {"engine": "onnxruntime-int8", "comparison": {"accuracy": 0.9}, "status": "accepted"}
+EAGER = {"engine": "eager", "comparison": None, "status": "accepted"}
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def show(old: Path, new: Path, *arguments: str, code: int = 0) -> str:
         ({"model-config.yaml": {"batchSize": 8}}, "configuration", {"handler.top_k": (5, None)}),
         ({"train_config.yaml": {"epochs": 11, "lr": 1}}, "training", {"epochs": (10, 11), "lr": (None, 1)}),
         ({"train_record.json": RECORD | {"code": {"git_commit": "d"}}}, "record", {"code.git_commit": ("abc", "d")}),
-        ({"engines.json": [EAGER]}, "engines", {"onnxruntime int8": (ENGINE, None)}),
+        ({"engines.json": [EAGER]}, "engines", {"onnxruntime-int8": (flatten(ENGINE), None)}),
         (
             {"sbom.cdx.json": {"components": [{"type": "library", "name": "torch", "version": "2.12"}]}},
             "libraries",

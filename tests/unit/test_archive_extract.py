@@ -229,6 +229,18 @@ def test_command_verifies_before_it_unpacks(archive: Path, tmp_path: Path):
     assert not (tmp_path / "more").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none.mar", "there is no such archive"), ("folder.mar", "is a folder; name a .mar file"), ("empty.mar", "zip")],
+)
+def test_no_verify_is_not_offered_where_it_would_not_help(tmp_path: Path, name: str, message: str):
+    (tmp_path / "folder.mar").mkdir()
+    (tmp_path / "empty.mar").touch()
+    refused = CliRunner().invoke(app, ["archive", "extract", str(tmp_path / name), str(tmp_path / "out")])
+    assert isinstance(refused.exception, ArchiveError)
+    assert message in str(refused.exception) and "--no-verify" not in str(refused.exception)
+
+
 def test_foreign_archive_is_unpacked_on_demand(make_zip: MakeZip, tmp_path: Path):
     mar = make_zip({"MAR-INF/MANIFEST.json": b"{}", "model.pt": b"x"})
     arguments = ["archive", "extract", str(mar), str(tmp_path / "out")]

@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,17 +23,35 @@ from imgcls.archive.signing import sign_archive, signer_with_key
 from imgcls.cli.archive.inspect import build_screen, print_screen
 from imgcls.cli.main import app
 from imgcls.errors import ArchiveError
+from model.engines.records import REFERENCE_RECORD, Comparison, EngineRecord, dump_records
 
 Make = Callable[..., Path]
 WEIGHTS = {"a": [2, 3], "b": [4]}
 SCORES = {"samples": 500, "accuracy": 0.9, "loss": 0.25, "f1_macro": 0.89, "per_class": {}, "confusion": []}
-ENGINES = [
-    {"engine": "eager", "precision": "fp32", "status": "reference"},
-    {
-        **{"engine": "onnxruntime", "precision": "int8", "status": "accepted", "reproducible": False},
-        **{"top1_agreement": 0.9931, "largest_logit_difference": 0.3125, "accuracy": 0.908},
-    },
-]
+COMPARISON = Comparison(
+    compared_on="test",
+    images=1269,
+    largest_logit_difference=0.3125,
+    top1_agreement=0.9931,
+    top1_loss=0.001,
+    probability_shift=0.01,
+    accuracy=0.908,
+    reference_accuracy=0.91,
+)
+QUANTISED = EngineRecord(
+    engine="onnxruntime-int8",
+    file="engines/onnxruntime-int8.onnx",
+    reproducible=False,
+    comparison=COMPARISON,
+    status="accepted",
+    reason="within its tolerance on test",
+)
+UNLABELLED = COMPARISON.model_copy(update={"accuracy": None, "reference_accuracy": None})
+HALF = QUANTISED.model_copy(
+    update={"engine": "compiled-fp16", "device": "cuda", "reproducible": True, "comparison": UNLABELLED}
+)
+REFUSED = EngineRecord(engine="openvino-int8", status="refused", reason="openvino is not installed")
+ENGINES = [REFERENCE_RECORD, QUANTISED, HALF, REFUSED]
 RECORD = {
     "code": {"git_commit": "7367eb9" + 33 * "a", "git_dirty": True},
     "data": {"source": "cifar10", "splits": {"train": {"files": 45000}, "test": {"files": 10000}}},
@@ -102,7 +121,7 @@ def test_one_screen_tells_what_an_archive_is(make: Make):
     assert line_of(output, "network") == "simple_cnn(widths=[8]): 10 values in 2 tensors, F32"
     assert "RGB image, shorter side resized to 9 px" in line_of(output, "input")
     assert line_of(output, "classes") == "2: cat, dog"
-    assert line_of(output, "engines") == "eager fp32 (the reference)"
+    assert line_of(output, "engines") == "eager: the reference, which the others are compared with"
     assert line_of(output, "test sets") == "clean: images 500, accuracy 0.9000, loss 0.2500, F1 macro 0.8900"
     assert line_of(output, "settings") == "batchSize 8, handler.top_k 5"
     trained = "commit 7367eb9aaaaa, with changes that were not committed, epochs 10, seed 0, torch 2.15.0"
@@ -125,20 +144,32 @@ def test_hashes_are_those_of_the_tree_and_of_the_file(make: Make):
 
 
 def test_engines_are_told_with_their_parity(make: Make):
-    output = inspect(make(**{"engines.json": json.dumps(ENGINES)}))
-    assert line_of(output, "engines") == (
-        "eager fp32 (reference) onnxruntime int8 (accepted): 99.31% same answers, logits within 0.31, "
-        "accuracy 0.9080, bytes not reproducible"
+    mar = make(**{"engines.json": dump_records(ENGINES)})
+    assert line_of(inspect(mar), "engines") == (
+        "eager: the reference, which the others are compared with "
+        "onnxruntime-int8: 99.31% same answers on 1,269 images, logits within 0.31, accuracy 0.9080 (eager 0.9100), "
+        "not reproducible "
+        "compiled-fp16 on cuda: 99.31% same answers on 1,269 images, logits within 0.31 "
+        "openvino-int8 (refused: openvino is not installed)"
     )
-    mar = make(**{"engines.json": json.dumps({"engines": ENGINES})})
-    assert json.loads(inspect(mar, "--json"))["engines"] == ENGINES
+    assert json.loads(inspect(mar, "--json"))["engines"] == [record.model_dump() for record in ENGINES]
+
+
+def test_six_engines_are_shown_and_more_are_counted(make: Make):
+    assert "more, see --json" not in inspect(make(**{"engines.json": dump_records([REFUSED] * 6)}))
+    assert "and 2 more, see --json" in inspect(make(**{"engines.json": dump_records([REFUSED] * 8)}))
+
+
+def test_engine_of_another_format_is_named(make: Make):
+    output = inspect(make(**{"engines.json": '[{"engine": "npu", "speed": 9, "comparison": 3}]'}))
+    assert line_of(output, "engines") == "npu: its record is not one that this version of imgcls can read"
 
 
 def test_screen_stays_a_screen_whatever_the_archive_holds(make: Make):
     many = {
         "index_to_name.json": json.dumps({str(index): f"class number {index}" for index in range(1000)}),
         "metrics.json": json.dumps({"weights_sha256": "", "test_sets": {f"set {n}": SCORES for n in range(30)}}),
-        "engines.json": json.dumps(ENGINES * 10),
+        "engines.json": dump_records(ENGINES * 10),
         "train_record.json": json.dumps(RECORD),
         **{f"model/file_{number}.py": "x = 1\n" * number for number in range(50)},
     }
@@ -163,6 +194,21 @@ def test_changed_archive_is_shown_refused_and_exits_1(make: Make):
     assert line_of(output, "verified").startswith("NO: model/network.py: is not the file that was recorded")
     answer = json.loads(inspect(mar, "--json", code=1))
     assert answer["proof"]["verified"] is False and answer["name"] == "pets"
+
+
+@pytest.mark.parametrize("path", ["spec.yaml", "weights.safetensors", "index_to_name.json", "model-config.yaml"])
+def test_archive_of_ours_without_a_needed_file_is_refused_and_not_called_foreign(make: Make, tmp_path: Path, path: str):
+    lacking = tmp_path / "lacking.mar"
+    with zipfile.ZipFile(make()) as whole, zipfile.ZipFile(lacking, "w") as archive:
+        for info in whole.infolist():
+            if info.filename != path:
+                archive.writestr(info, whole.read(info))
+    output = inspect(lacking, code=1)
+    assert "not ours" not in output
+    assert line_of(output, "missing") == f"it holds no {path}"
+    assert line_of(output, "verified").startswith(f"NO: {path}: is recorded in MAR-INF/integrity.json")
+    answer = json.loads(inspect(lacking, "--json", code=1))
+    assert answer["is_imgcls"] and answer["missing"] == [path]
 
 
 def test_signer_is_a_claim_until_a_trust_file_says_otherwise(make: Make, tmp_path: Path):
@@ -225,10 +271,17 @@ def test_foreign_archive_is_not_what_a_trust_file_demands(foreign: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("none.mar", "there is no such archive"), ("", "is a folder"), ("text.mar", "not a zip file")]
+    ("name", "message"),
+    [
+        ("none.mar", "there is no such archive"),
+        ("", "is a folder"),
+        ("text.mar", r"not a zip file); fetch it again, or build it with ./build_mar.sh RUN"),
+        ("empty.mar", r"not a zip file); fetch it again, or build it with ./build_mar.sh RUN"),
+    ],
 )
 def test_what_is_no_archive_is_one_line(tmp_path: Path, name: str, message: str):
     (tmp_path / "text.mar").write_text("text")
+    (tmp_path / "empty.mar").touch()
     result = CliRunner().invoke(app, ["archive", "inspect", str(tmp_path / name)])
     assert isinstance(result.exception, ArchiveError)
     assert message in str(result.exception) and "\n" not in str(result.exception)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from handler.integrity import INTEGRITY_FILE, SIGNATURE_FILE, IntegrityError, check_tree, hash_file, remove_compiled
+from handler.integrity import INTEGRITY_FILE, SIGNATURE_FILE, IntegrityError, check_tree, hash_file
 from handler.layout import PAGE_BYTES
 from imgcls.archive.pack import pack_tree, read_build_time, write_manifest
 from imgcls.archive.publish import add_signature
@@ -233,13 +233,92 @@ def test_an_unpacked_archive_that_was_changed_is_refused(unpacked_small: Path, s
         check_tree(unpacked_small)
 
 
-def test_compiled_python_that_came_with_the_archive_does_not_run(unpacked_small: Path):
-    cache = unpacked_small / "model" / "__pycache__"
-    cache.mkdir()
-    (cache / "network.cpython-311.pyc").write_bytes(b"planted")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "handler/__pycache__/entry.cpython-311.pyc",
+        "handler/__pycache__/__init__.cpython-311.pyc.14",
+        "core",
+        "core.1234",
+    ],
+)
+def test_what_appears_in_a_worker_s_folder_by_itself_is_no_reason_to_refuse(unpacked_small: Path, name: str):
+    (unpacked_small / name).parent.mkdir(exist_ok=True, parents=True)
+    (unpacked_small / name).write_bytes(b"")
     check_tree(unpacked_small)
-    remove_compiled(unpacked_small)
-    assert not cache.exists()
+
+
+@pytest.mark.parametrize("name", ["model/__pycache__/network.cpython-311.pyc", "handler/__pycache__/trust.pyc"])
+def test_compiled_python_that_would_run_instead_of_its_source_is_refused(unpacked_small: Path, name: str):
+    (unpacked_small / name).parent.mkdir(parents=True)
+    (unpacked_small / name).write_bytes(b"planted")
+    with pytest.raises(IntegrityError, match="is not recorded"):
+        check_tree(unpacked_small)
+
+
+def spoil_directory(mar: Path, path: str, *, method: int) -> None:
+    """Writes another compression method into an entry of the zip's directory."""
+    content = bytearray(mar.read_bytes())
+    place = content.rindex(path.encode()) - 46 + 10
+    content[place : place + 2] = method.to_bytes(2, "little")
+    mar.write_bytes(content)
+
+
+@pytest.mark.parametrize("method", [8, 12, 14, 99])
+@pytest.mark.parametrize("path", ["weights.safetensors", INTEGRITY_FILE, "MAR-INF/MANIFEST.json"])
+def test_a_method_of_compression_that_is_not_ours_is_one_line(small: Path, tmp_path: Path, path: str, method: int):
+    mar = tmp_path / "spoilt.mar"
+    shutil.copyfile(small, mar)
+    spoil_directory(mar, path, method=method)
+    with pytest.raises(ArchiveError, match="do not serve it"):
+        verify_archive(mar)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"size_bytes": 6', b'"size_bytes": null'),
+        (b'"size_bytes": 6', b'"size_bytes": "6"'),
+        (b'"size_bytes": 6', b'"size_bytes": -1'),
+        (b'"size_bytes": 6', b'"size_bytes": 1.5'),
+        (b'"size_bytes": 6', b'"size_bytes": ' + b"9" * 30),
+        (b'"path": "a.txt"', b'"path": "\\ud800"'),
+        (b'"path": "a.txt"', b'"path": 5'),
+        (b'"sha256": "', b'"sha256": "x'),
+    ],
+)
+def test_a_record_that_makes_no_sense_is_one_line(small: Path, tmp_path: Path, old: bytes, new: bytes):
+    def change(entries: list[tuple[str, bytes]]) -> None:
+        path, record = entries[-1]
+        assert old in record
+        entries[-1] = (path, record.replace(old, new, 1))
+
+    with pytest.raises(ArchiveError, match=r"integrity\.json: ") as caught:
+        verify_archive(repack(small, tmp_path / "spoilt.mar", change))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        b"no JSON",
+        b"[" * 100_000,
+        b"[]",
+        b"{}",
+        b'{"model": {"modelName": 5, "modelVersion": "1"}}',
+        b'{"createdOn": "01/01/1970 00:00:00", "model": {"modelName": "a", "modelVersion": "1"}}',
+        b'{"createdOn": "01/01/9999 00:00:00", "model": {"modelName": "a", "modelVersion": "1"}}',
+        b'{"createdOn": 5, "model": {"modelName": "a", "modelVersion": "1"}}',
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_one_line(tree: Path, tmp_path: Path, manifest: bytes):
+    other = shutil.copytree(tree, tmp_path / "tree")
+    (other / INTEGRITY_FILE).unlink(missing_ok=True)
+    (other / "MAR-INF/MANIFEST.json").write_bytes(manifest)
+    pack_tree(other, tmp_path / "odd.mar", created=read_build_time())
+    with pytest.raises(ArchiveError, match=r"MANIFEST\.json: ") as caught:
+        verify_archive(tmp_path / "odd.mar")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_command_verifies_and_speaks_json(small: Path):

@@ -46,12 +46,6 @@ def test_a_mismatch_is_described(probability, wrong):
     assert (mismatch is None) if wrong is None else (wrong in str(mismatch))
 
 
-def test_another_best_class_is_a_mismatch_where_it_is_given():
-    assert describe_mismatch(GoldenItem(**ITEM), index=1, probability=0.75) is None
-    mismatch = describe_mismatch(GoldenItem(**ITEM), index=0, probability=0.75)
-    assert mismatch == "0.png: got class 0, expected 1 (dog)"
-
-
 def test_an_engine_is_compared_with_its_own_answer_and_tolerance():
     item = GoldenItem(**ITEM, engines={"openvino-int8": {"probability": 0.6, "tolerance": 0.03}})
     assert describe_mismatch(item, probability=0.625, engine="openvino-int8") is None

@@ -1,11 +1,13 @@
+import os
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from handler.integrity import IntegrityError, check_tree
+from handler.integrity import INTEGRITY_FILE, IntegrityError, check_tree
 from handler.packed import STORE_VARIABLE, check_store
 from imgcls.archive.contents import extract
 from imgcls.archive.publish import add_signature
@@ -28,6 +30,12 @@ def unpack(mar: Path, folder: Path) -> Path:
         archive.extractall(folder)
     check_tree(folder)
     return folder
+
+
+def look_unpacked_now(folder: Path) -> None:
+    """Lets what was done to the store look as if it had been done before the tree was unpacked."""
+    soon_s = time.time() + 60
+    os.utime(folder / INTEGRITY_FILE, (soon_s, soon_s))
 
 
 def zip_again(mar: Path, *, order: Callable[[list[str]], list[str]]) -> None:
@@ -61,6 +69,7 @@ def test_entries_in_another_order_are_refused(store: Path, tmp_path: Path, order
 def test_bytes_that_unpacking_does_not_show_are_refused(store: Path, tmp_path: Path):
     mar = store / "colors.mar"
     tree, size = unpack(mar, tmp_path / "tree"), mar.stat().st_size
+    look_unpacked_now(tree)
     with zipfile.ZipFile(mar) as archive:
         directory = archive.start_dir
     # The time in the first header, a mode and a comment's length in the directory, and what makes it unreadable.
@@ -74,14 +83,52 @@ def test_bytes_that_unpacking_does_not_show_are_refused(store: Path, tmp_path: P
 
 def test_an_archive_that_was_replaced_or_removed_is_no_reason_to_refuse(store: Path, tmp_path: Path, caplog):
     tree = unpack(store / "colors.mar", tmp_path / "tree")
+    look_unpacked_now(tree)
     (store / "colors.mar").write_bytes(b"the next version")
     check_store(tree)
     (store / "colors.mar").unlink()
     check_store(tree)
-    assert "holds no archive any more from which this was unpacked" in caplog.text
+    assert "holds no archive any more that is the one from which this was unpacked" in caplog.text
 
 
 def test_without_a_store_nothing_is_compared(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(STORE_VARIABLE, raising=False)
     extract(archive, folder=tmp_path / "tree")
     check_store(tmp_path / "tree")
+
+
+@pytest.mark.parametrize("change", ["signed", "overwritten by half", "flipped"])
+def test_what_is_done_to_the_store_later_does_not_keep_a_worker_from_starting_again(
+    store: Path, tmp_path: Path, change: str
+):
+    mar = store / "colors.mar"
+    tree = unpack(mar, tmp_path / "tree")
+    time.sleep(0.02)
+    if change == "signed":
+        add_signature(mar, b"signature", tmp_path / "signed.mar")
+        shutil.move(tmp_path / "signed.mar", mar)
+    elif change == "flipped":
+        flip(mar, 10)
+    else:
+        size = mar.stat().st_size
+        mar.write_bytes(os.urandom(size // 2) + mar.read_bytes()[size // 2 :])
+    check_store(tree)
+
+
+def test_half_of_another_upload_of_the_same_size_is_not_taken_for_ours(store: Path, tmp_path: Path):
+    tree = unpack(store / "colors.mar", tmp_path / "tree")
+    size = (store / "colors.mar").stat().st_size
+    (store / "colors.mar").write_bytes(os.urandom(size))
+    look_unpacked_now(tree)
+    check_store(tree)
+
+
+def test_odd_things_in_the_store_do_not_matter(store: Path, tmp_path: Path):
+    (store / "a.mar").symlink_to(tmp_path / "nowhere")
+    (store / "b.mar").mkdir()
+    with zipfile.ZipFile(store / "c.mar", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(INTEGRITY_FILE, b"{}" * 1000)
+    flip(store / "c.mar", 60)
+    tree = unpack(store / "colors.mar", tmp_path / "tree")
+    look_unpacked_now(tree)
+    check_store(tree)

@@ -280,11 +280,11 @@ def test_provenance_that_was_changed_after_packing_is_refused(tree, tmp_path, pa
 
 def test_an_archive_without_provenance_says_what_to_do(tree, tmp_path):
     pack(tree, tmp_path / "old.mar")
-    with pytest.raises(ArchiveError, match=r"holds no provenance\.json; build it again"):
+    with pytest.raises(ArchiveError, match=r"holds no provenance\.json; fetch it again, or build it with"):
         read_origin(tmp_path / "old.mar")
     with zipfile.ZipFile(tmp_path / "older.mar", "w") as file:
         file.writestr("MAR-INF/MANIFEST.json", "{}")
-    with pytest.raises(ArchiveError, match=r"holds no MAR-INF/integrity\.json; build it again"):
+    with pytest.raises(ArchiveError, match=r"holds no MAR-INF/integrity\.json, so it was not packed by imgcls"):
         read_origin(tmp_path / "older.mar")
 
 

@@ -1,4 +1,5 @@
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,42 @@ def test_killed_worker_that_said_nothing_is_reported_in_torchserves_words(folder
     folder.server_log.write_text(SERVER_LOG)
     failure = logs.find_failure(folder.model_log, folder.server_log)
     assert "killed" in failure.reason and "Load model failed" in failure.details
+
+
+LOADED = "imgcls 1.0: simple_cnn, engine {'engine': 'torch', 'device': 'cpu'} (auto: the first of torch)"
+
+
+def said_by(worker: int, text: str, *, stream: str = "stdout") -> str:
+    return f"{STAMP}99 [INFO ] W-{worker}-imgcls_1.0-{stream} MODEL_LOG - {text}\n"
+
+
+@pytest.mark.parametrize("last_words", [LOADED, "a warning of some library"])
+def test_reason_is_the_failed_workers_though_another_spoke_last(folder: StateFolder, last_words: str) -> None:
+    folder.model_log.write_text(MODEL_LOG + said_by(9001, last_words, stream="stderr"))
+    failure = logs.find_failure(folder.model_log, folder.server_log)
+    assert failure.reason == "ValueError: spec.yaml: size is 0"
+    assert last_words not in failure.details
+
+
+def test_reason_is_of_the_traceback_that_is_complete(folder: StateFolder) -> None:
+    second = ("Traceback (most recent call last):", '  File "image_classifier.py", line 50, in initialize')
+    folder.model_log.write_text(MODEL_LOG + "".join(said_by(9001, text) for text in second))
+    failure = logs.find_failure(folder.model_log, folder.server_log)
+    assert failure.reason == "ValueError: spec.yaml: size is 0"
+
+
+def test_success_of_one_worker_is_no_reason_for_the_death_of_another(folder: StateFolder) -> None:
+    folder.model_log.write_text(said_by(9001, LOADED))
+    folder.server_log.write_text(SERVER_LOG)
+    assert "killed" in logs.find_failure(folder.model_log, folder.server_log).reason
+
+
+def test_handlers_own_success_line_is_known(
+    load: Callable[..., object], archive: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        load(archive)
+    assert any(logs.LOADED.search(message) for message in caplog.messages), caplog.messages
 
 
 def test_archive_that_torchserve_refuses_is_not_taken_for_a_killed_worker(folder: StateFolder) -> None:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from imgcls.errors import UsageError
 from imgcls.serving.environment import serving_environment
 from imgcls.serving.logs import VersionFailure, find_version_failures
 from imgcls.serving.report import _describe_refused
 from imgcls.serving.state import ServerTrust
-from imgcls.serving.trust import find_trust_file
+from imgcls.serving.trust import check_before_start, find_trust_file
 
 
 def test_trust_file_is_the_flags_else_the_environments_else_the_one_beside_the_configuration(
@@ -23,6 +24,21 @@ def test_trust_file_is_the_flags_else_the_environments_else_the_one_beside_the_c
     monkeypatch.setenv("IMGCLS_TRUST", "environment.yaml")
     assert find_trust_file(None, config=config) == tmp_path / "environment.yaml"
     assert find_trust_file(Path("flag.yaml"), config=config) == tmp_path / "flag.yaml"
+
+
+def test_empty_variable_is_refused_unless_the_flag_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMGCLS_TRUST", "")
+    with pytest.raises(UsageError, match="IMGCLS_TRUST is ''; expected the path of a trust file"):
+        find_trust_file(None, config=tmp_path / "config.properties")
+    assert find_trust_file(tmp_path / "flag.yaml", config=tmp_path / "config.properties") == tmp_path / "flag.yaml"
+
+
+def test_trust_file_that_is_a_link_to_nowhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("IMGCLS_TRUST", raising=False)
+    (tmp_path / "trust.yaml").symlink_to(tmp_path / "gone.yaml")
+    file = find_trust_file(None, config=tmp_path / "config.properties")
+    with pytest.raises(UsageError, match=r"trust\.yaml: the trust file cannot be read"):
+        check_before_start(tmp_path / "imgcls.mar", file)
 
 
 def test_workers_get_the_servers_trust_file_and_no_other(tmp_path: Path) -> None:
@@ -75,5 +91,33 @@ def test_last_failure_of_each_version_is_found_in_the_log(tmp_path: Path) -> Non
     assert find_version_failures(log, "imgcls") == {"2.0": refused, "3.0_rc": broken}
     [report] = _describe_refused({"2.0": refused, "3.0_rc": broken}, registered=["1.0", "3.0_rc"])
     assert report.as_text() == (
-        "2.0: refused, not registered: handler.integrity.IntegrityError: a.py: changed (2026-01-01T10:00:02)"
+        "2.0: not registered; its last failure was: "
+        "handler.integrity.IntegrityError: a.py: changed (2026-01-01T10:00:02)"
     )
+
+
+LOADED = "imgcls 2.0: simple_cnn, engine {'engine': 'torch', 'device': 'cpu'} (auto: the first of torch)"
+
+
+def said_by(worker: str, text: str) -> str:
+    return f"2026-01-01T10:00:06,001 [INFO ] W-{worker}-imgcls_2.0-stdout MODEL_LOG - {text}\n"
+
+
+@pytest.mark.parametrize("worker", ["9001", "9006"])
+def test_version_that_loaded_after_its_failure_was_not_refused(worker: str, tmp_path: Path) -> None:
+    """Its worker was tried again, or it was registered again; it is gone because someone wanted that."""
+    log = tmp_path / "model_log.log"
+    log.write_text(LOG + said_by(worker, "Torch worker started.") + said_by(worker, LOADED))
+    failures = find_version_failures(log, "imgcls")
+    assert [version for version, failure in failures.items() if failure.has_loaded_since] == ["2.0"]
+    assert [report.version for report in _describe_refused(failures, registered=["1.0"])] == ["3.0_rc"]
+    with log.open("a") as file:
+        file.write(said_by(worker, "Traceback (most recent call last):") + said_by(worker, "ValueError: again"))
+    reports = _describe_refused(find_version_failures(log, "imgcls"), registered=["1.0"])
+    assert [report.version for report in reports] == ["2.0", "3.0_rc"] and "again" in reports[0].problem
+
+
+def test_sibling_that_loads_beside_a_failed_worker_does_not_hide_the_failure(tmp_path: Path) -> None:
+    log = tmp_path / "model_log.log"
+    log.write_text(said_by("9006", "Torch worker started.") + LOG + said_by("9006", LOADED))
+    assert not find_version_failures(log, "imgcls")["2.0"].has_loaded_since

@@ -1,5 +1,6 @@
 """Keys, and signing and checking a packed archive, through the command line and OpenSSF's own tool."""
 
+import errno
 import json
 import os
 import stat
@@ -108,6 +109,34 @@ def test_keys_are_never_overwritten(command: Command, keys: Path) -> None:
     assert status == 1 and "release.pub: is there already" in said and said.count("\n") == 1
     del before[keys / "release.key"]
     assert {file: file.read_bytes() for file in keys.iterdir()} == before
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", "/proc/imgcls"])
+def test_folder_that_cannot_hold_keys_is_refused_on_one_line(command: Command, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    status, _, said = command("keys", "create", "release", "--folder", tmp_path / folder)
+    assert status == 1 and said.startswith(f"error: {tmp_path / folder}: keys cannot be written here (")
+    assert said.endswith("); name another folder with --folder\n") and "Errno" not in said and said.count("\n") == 1
+
+
+def test_half_a_pair_is_not_left_behind(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[int] = []
+
+    def fill_disk(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fill_disk)
+        status, _, said = command("keys", "create", "release", "--folder", tmp_path)
+    assert status == 1 and "(No space left on device)" in said and len(written) == 2
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "release.pub").symlink_to(tmp_path / "gone")
+    assert command("keys", "create", "release", "--folder", tmp_path)[0] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["release.pub"]  # what was there stays
+    (tmp_path / "release.pub").unlink()
+    assert command("keys", "create", "release", "--folder", tmp_path)[0] == 0
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", ".hidden", "/tmp/x"])

@@ -313,8 +313,16 @@ def test_worker_refuses_a_relative_trust_file(tree: Path, keys: Path, monkeypatc
         read_trust_of_environment()
     monkeypatch.setenv("IMGCLS_TRUST", str(tree / "trust.yaml"))
     assert read_trust_of_environment().policy == "off"
-    monkeypatch.setenv("IMGCLS_TRUST", "")
+    monkeypatch.delenv("IMGCLS_TRUST")
     assert read_trust_of_environment() == DEFAULT_TRUST
+
+
+@pytest.mark.parametrize("value", ["", " "])
+def test_empty_variable_does_not_lower_a_workers_policy(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMGCLS_TRUST", value)
+    expected = f"IMGCLS_TRUST is {value!r}; expected the path of a trust file; name one, or unset it"
+    with pytest.raises(TrustError, match=expected):
+        read_trust_of_environment()
 
 
 def test_paths_are_meant_from_the_trust_files_folder(keys: Path, tmp_path: Path, monkeypatch: Any) -> None:

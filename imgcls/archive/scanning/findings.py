@@ -89,11 +89,17 @@ class ScanReport:
         """Whether nothing critical and no warning is left that is not waived."""
         return not any(finding.is_blocking for finding in self.findings)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all who should look did; what nobody looked at is a finding, which may have been waived."""
+        return all(scanner.state == "ran" for scanner in self.scanners)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the report for `--json`."""
         return {
             "archive": str(self.archive),
             "passes": self.passes,
+            "complete": self.is_complete,
             "findings": [
                 {
                     "rule": finding.rule,

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import IO
 
 from imgcls import __version__
-from imgcls.archive.contents import MANIFEST
+from imgcls.archive.contents import MANIFEST, refuse_no_file
 from imgcls.archive.scanning import second_opinion
 from imgcls.archive.scanning.entries import CHUNK_BYTES, Entry, Walk
 from imgcls.archive.scanning.files import Budget, are_plain_tensors, check_file
-from imgcls.archive.scanning.findings import Finding, Scanner, ScanReport, Waiver, make_report
+from imgcls.archive.scanning.findings import Finding, Scanner, ScanReport, Severity, Waiver, make_report
 from imgcls.archive.scanning.headers import HAS_DESCRIPTOR, STORED, BrokenZipError, TooManyEntriesError, read_directory
 from imgcls.archive.scanning.manifest import MAX_MANIFEST_BYTES, check_manifest, check_shadowing
 from imgcls.archive.scanning.rules import find
 from imgcls.errors import ArchiveError
 
+NOT_INSTALLED = f"{second_opinion.NAME}/not-installed"
+INSTALL = "install it with pip install '.[build]'"
 _NOT_SOURCE = {"source-unreadable", "disguised-file"}
 
 OnStep = Callable[[str], None]
@@ -43,8 +45,7 @@ def scan_archive(
     """
     for text in waived:
         Waiver.parse(text)
-    if not mar.is_file():
-        raise ArchiveError(f"{mar}: there is no such archive to scan; build one with ./build_mar.sh RUN")
+    refuse_no_file(mar)
     if require_modelaudit and not second_opinion.is_installed():
         raise ArchiveError("modelaudit is not installed, and no archive is built without it; pip install '.[build]'")
     on_step("entries")
@@ -55,7 +56,8 @@ def scan_archive(
         raise ArchiveError(f"{mar}: cannot be read: {err.strerror or err}") from err
     scanners = [Scanner("imgcls", __version__, "ran")]
     if not second_opinion.is_installed():
-        scanners.append(Scanner(second_opinion.NAME, "", "not installed", "install it with pip install '.[build]'"))
+        scanners.append(Scanner(second_opinion.NAME, "", "not installed", INSTALL))
+        own.findings.append(Finding(NOT_INSTALLED, Severity.WARNING, "", f"modelaudit did not look; {INSTALL}"))
     elif own.is_unsafe_to_unpack:
         scanners.append(Scanner(second_opinion.NAME, "", "skipped", "it would unpack what is not safe to unpack"))
     else:

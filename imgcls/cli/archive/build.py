@@ -1,10 +1,13 @@
 """`imgcls archive build`: from a run directory to an archive in the model store."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from model.engines.records import EngineRecord
 
 STORE = Path("model_store")
 
@@ -25,6 +28,10 @@ def build(
     license_name: Annotated[
         str | None, typer.Option("--license", help="Licence of the weights, as an SPDX identifier such as Apache-2.0.")
     ] = None,
+    engines: Annotated[
+        str, typer.Option(help="Engines to build beside eager, separated by commas: auto, openvino-int8, …")
+    ] = "eager",
+    engine: Annotated[str, typer.Option(help="Engine that a worker takes: auto, or a name.")] = "auto",
     waive: Annotated[
         list[str] | None, typer.Option(help="A finding of the scan that shall not stop the build: RULE or RULE:PATH.")
     ] = None,
@@ -41,11 +48,23 @@ def build(
     from imgcls.cli.progress import show_bytes
 
     options = ServingOptions(
-        workers=workers, batch_size=batch_size, max_batch_delay_ms=max_batch_delay_ms, license=license_name
+        workers=workers,
+        batch_size=batch_size,
+        max_batch_delay_ms=max_batch_delay_ms,
+        engine=engine,
+        license=license_name,
     )
     with show_bytes("packing", total=_size_of(run)) as on_bytes:
         archive = build_archive(
-            run, store, name=name, version=version, options=options, waived=tuple(waive or ()), on_bytes=on_bytes
+            run,
+            store,
+            name=name,
+            version=version,
+            options=options,
+            engines=engines.split(","),
+            waived=tuple(waive or ()),
+            on_bytes=on_bytes,
+            on_engines=report_engines,
         )
     size_bytes, tree_sha256 = archive.stat().st_size, read_integrity(archive).tree_sha256
     if as_json:
@@ -54,6 +73,15 @@ def build(
         return
     print(f"built {archive.absolute()} ({size_bytes:,} bytes): {name} {version}, golden inputs answered right")
     print(f"tree sha256 {tree_sha256}")
+
+
+def report_engines(records: list[EngineRecord]) -> None:
+    """Says on stderr what became of the engines that were asked for; which are refused must not go unseen."""
+    for record in records:
+        if not record.is_accepted:
+            print(f"warning: engine {record.engine} is left out: {record.reason}", file=sys.stderr)
+        elif record.comparison:
+            print(f"engine {record.engine}: {record.reason}", file=sys.stderr)
 
 
 def _size_of(run: Path) -> int:

@@ -142,7 +142,10 @@ def _describe_engines(part: Changes) -> list[Line]:
             lines.append((f"added    {name}", "green") if old is None else (f"removed  {name}", "red"))
             continue
         changed = [key for key in old if key in new and old[key] != new[key]]
-        told = [f"{key} {_show(old[key])} -> {_show(new[key])}{_delta(old[key], new[key])}" for key in changed]
+        told = [
+            f"{key.removeprefix('comparison.')} {_show(old[key])} -> {_show(new[key])}{_delta(old[key], new[key])}"
+            for key in changed
+        ]
         lines.append((f"{name}: {', '.join(told) or 'is described in other words'}", ""))
     return lines
 

@@ -24,18 +24,23 @@ def extract(
     Refuses an archive that is not as it was packed, and any that holds links, paths out of the folder, a path twice or
     far more bytes than a model archive would.
     """
+    import zipfile
+
     from imgcls.archive import contents
     from imgcls.archive.verify import verify_archive
     from imgcls.cli.progress import show_bytes
     from imgcls.errors import ArchiveError
 
+    contents.refuse_no_file(archive)
     contents.refuse_target(folder)
-    size_bytes = archive.stat().st_size if archive.is_file() else 0
+    size_bytes = archive.stat().st_size
     with show_bytes("unpacking", total=size_bytes * (2 if verify else 1)) as on_bytes:
         if verify:
             try:
                 verify_archive(archive, on_bytes=on_bytes)
             except ArchiveError as err:
+                if not zipfile.is_zipfile(archive):
+                    raise
                 raise ArchiveError(f"{err}; --no-verify unpacks it as it is") from err
         files = contents.extract(archive, folder=folder, only=only, on_bytes=on_bytes)
     if as_json:

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from imgcls.archive.describe import Description
+    from model.engines.records import Comparison
 
 ARCHIVE = Path("model_store/imgcls.mar")
 WIDTH = 100  # of a pipe, which has none
-MOST_LINES = 4  # of engines, and of test sets
+MOST_ENGINES, MOST_SETS = 6, 4
 MOST_CLASSES = 160  # characters
 SCORES = {"samples": "images", "accuracy": "accuracy", "loss": "loss", "f1_macro": "F1 macro"}
 
@@ -97,17 +98,28 @@ def _list_lines(description: Description) -> Iterator[tuple[str, str, str]]:
 
 
 def _describe_model(description: Description) -> Iterator[tuple[str, str, str]]:
-    weights = description.weights
-    parameters = ", ".join(f"{key}={value}" for key, value in description.parameters.items())
-    counts = f"{weights['elements']:,} values in {weights['tensors']} tensors, {' '.join(weights['dtypes'])}"
-    yield "network", f"{description.network}({parameters}): {counts}", ""
+    if description.missing:
+        yield "missing", f"it holds no {', '.join(description.missing)}", "bold red"
+    if description.network:
+        yield "network", _describe_network(description), ""
     yield "input", description.input or "not told", ""
     yield "classes", _describe_classes(description), ""
-    yield from _with_name("engines", [_describe_engine(engine) for engine in description.engines])
+    engines = [_describe_engine(engine) for engine in description.engines]
+    yield from _with_name("engines", engines, most=MOST_ENGINES)
     if not description.test_sets:
         yield "test sets", "none measured: imgcls evaluate RUN, then build again", "dim"
         return
-    yield from _with_name("test sets", [_describe_scores(*item) for item in description.test_sets.items()])
+    scores = [_describe_scores(*item) for item in description.test_sets.items()]
+    yield from _with_name("test sets", scores, most=MOST_SETS)
+
+
+def _describe_network(description: Description) -> str:
+    weights = description.weights
+    parameters = ", ".join(f"{key}={value}" for key, value in description.parameters.items())
+    if not weights:
+        return f"{description.network}({parameters}), without weights"
+    counts = f"{weights['elements']:,} values in {weights['tensors']} tensors, {' '.join(weights['dtypes'])}"
+    return f"{description.network}({parameters}): {counts}"
 
 
 def _describe_foreign(description: Description) -> Iterator[tuple[str, str, str]]:
@@ -120,24 +132,34 @@ def _describe_foreign(description: Description) -> Iterator[tuple[str, str, str]
         yield "classes", _describe_classes(description), ""
 
 
-def _with_name(name: str, lines: list[str]) -> Iterator[tuple[str, str, str]]:
-    more = [f"and {len(lines) - MOST_LINES} more, see --json"] if len(lines) > MOST_LINES else []
-    for index, line in enumerate([*lines[:MOST_LINES], *more]):
+def _with_name(name: str, lines: list[str], *, most: int) -> Iterator[tuple[str, str, str]]:
+    more = [f"and {len(lines) - most} more, see --json"] if len(lines) > most else []
+    for index, line in enumerate([*lines[:most], *more]):
         yield name if index == 0 else "", line, ""
 
 
-def _describe_engine(engine: Mapping[str, Any]) -> str:
-    parts = []
-    if isinstance(engine.get("top1_agreement"), int | float):
-        parts.append(f"{engine['top1_agreement']:.2%} same answers")
-    if isinstance(engine.get("largest_logit_difference"), int | float):
-        parts.append(f"logits within {engine['largest_logit_difference']:.2g}")
-    if engine.get("accuracy") is not None:
-        parts.append(f"accuracy {_number(engine['accuracy'])}")
-    if engine.get("reproducible") is False:
-        parts.append("bytes not reproducible")
-    status = f" ({engine['status']})" if engine.get("status") else ""
-    return f"{engine.get('engine')} {engine.get('precision')}{status}{': ' if parts else ''}{', '.join(parts)}"
+def _describe_engine(fields: Mapping[str, Any]) -> str:
+    from imgcls.archive.describe import name_engine
+    from model.engines.records import EngineRecord
+
+    name = name_engine(fields)
+    try:
+        record = EngineRecord(**fields)
+    except (ValueError, TypeError):  # ValueError: pydantic's
+        return f"{name}: its record is not one that this version of imgcls can read"
+    if not record.is_accepted:
+        return f"{name} (refused: {record.reason})"
+    told = _describe_comparison(record.comparison) if record.comparison else record.reason
+    return f"{name}: {told}{'' if record.reproducible else ', not reproducible'}"
+
+
+def _describe_comparison(comparison: Comparison) -> str:
+    told = f"{comparison.top1_agreement:.2%} same answers on {comparison.images:,} images"
+    told += f", logits within {comparison.largest_logit_difference:.2g}"
+    if comparison.accuracy is None:
+        return told
+    eager = "" if comparison.reference_accuracy is None else f" (eager {_number(comparison.reference_accuracy)})"
+    return f"{told}, accuracy {_number(comparison.accuracy)}{eager}"
 
 
 def _describe_scores(name: str, scores: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from imgcls.archive.scanning import ScanReport, scan_archive, second_opinion
+from imgcls.archive.scanning import Scanner, ScanReport, scan_archive, second_opinion
 
 MANIFEST = {
     "createdOn": "01/01/2026 00:00:00",
@@ -94,7 +94,16 @@ def make_archive(tmp_path: Path, files: dict[str, Content]) -> MakeArchive:
 
 @pytest.fixture
 def scan(monkeypatch: pytest.MonkeyPatch) -> Scan:
-    """scan_archive as on a light install: our own checks only, which take milliseconds."""
+    """scan_archive with a modelaudit that finds nothing: our own checks only, which take milliseconds."""
+    silent = Scanner("modelaudit", "", "ran"), ()
+    monkeypatch.setattr(second_opinion, "is_installed", lambda: True)
+    monkeypatch.setattr(second_opinion, "ask_modelaudit", lambda archive, known: silent)
+    return scan_archive
+
+
+@pytest.fixture
+def scan_lightly(monkeypatch: pytest.MonkeyPatch) -> Scan:
+    """scan_archive as on a light install, without modelaudit."""
     monkeypatch.setattr(second_opinion, "is_installed", lambda: False)
     return scan_archive
 

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from imgcls.archive.scanning import ScanReport, refuse_findings
+from imgcls.archive.scanning import ScanReport, refuse_findings, second_opinion
 from imgcls.cli.archive.scan import scan as scan_command
 from imgcls.errors import ArchiveError, UsageError
 
@@ -56,17 +56,35 @@ def test_a_finding_stops_a_build_and_says_how_to_waive_it(make_archive: Make, sc
     refuse_findings(scan(mar, waived=["disguised-file", "native-code"]))
 
 
-def test_the_report_says_that_modelaudit_did_not_look(make_archive: Make, scan: Scan) -> None:
-    report = scan(make_archive())
+def test_without_modelaudit_an_archive_passes_only_where_that_is_waived(make_archive: Make, scan_lightly: Scan) -> None:
+    report = scan_lightly(make_archive())
+    assert [(finding.rule, str(finding.severity)) for finding in report.findings] == [
+        ("modelaudit/not-installed", "warning")
+    ]
+    assert (report.passes, report.is_complete) == (False, False)
     assert [(scanner.name, scanner.state) for scanner in report.scanners] == [
         ("imgcls", "ran"),
         ("modelaudit", "not installed"),
     ]
+    waived = scan_lightly(make_archive(), waived=["modelaudit/not-installed"])
+    assert (waived.passes, waived.is_complete) == (True, False)
 
 
-def test_a_build_refuses_to_be_judged_without_modelaudit(make_archive: Make, scan: Scan) -> None:
+def test_the_command_without_modelaudit_ends_with_1(
+    make_archive: Make, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert json.loads(run(make_archive(), "--json").stdout)["complete"] is True
+    monkeypatch.setattr(second_opinion, "is_installed", lambda: False)
+    result = run(make_archive(), "--json")
+    assert (result.exit_code, json.loads(result.stdout)["complete"]) == (1, False)
+    lines = run(make_archive()).stdout.splitlines()
+    assert lines[0].startswith("warning  modelaudit/not-installed  -  modelaudit did not look; install it with pip")
+    assert lines[2] == "modelaudit: not installed, install it with pip install '.[build]'"
+
+
+def test_a_build_refuses_to_be_judged_without_modelaudit(make_archive: Make, scan_lightly: Scan) -> None:
     with pytest.raises(ArchiveError, match="modelaudit is not installed"):
-        scan(make_archive(), require_modelaudit=True)
+        scan_lightly(make_archive(), require_modelaudit=True)
 
 
 def test_a_missing_archive_is_an_error(tmp_path: Path, scan: Scan) -> None:
@@ -87,7 +105,7 @@ def test_the_command_prints_a_line_a_finding_worst_first(make_archive: Make, run
     assert lines[3:6] == [
         "waiver pickle matches nothing; take it away",
         "imgcls 0.1.0: ran",
-        "modelaudit: not installed, install it with pip install '.[build]'",
+        "modelaudit: ran",
     ]
     assert lines[6].endswith("m.mar: does not pass")
 
@@ -112,7 +130,7 @@ def test_the_command_prints_json(make_archive: Make, run: Run) -> None:
         }
     ]
     assert (report["archive"], report["passes"], report["unused_waivers"]) == (str(mar), True, [])
-    assert [scanner["state"] for scanner in report["scanners"]] == ["ran", "not installed"]
+    assert [scanner["state"] for scanner in report["scanners"]] == ["ran", "ran"]
 
 
 def test_a_name_cannot_draw_on_the_terminal(make_archive: Make, run: Run) -> None:
