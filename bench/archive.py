@@ -47,6 +47,13 @@ def archive(
         commands = {
             "sha256sum": ["sha256sum", weights],
             "cp": ["cp", weights, str(scratch / "copy")],
+            "of a build: link, hash, pack, publish": [
+                sys.executable,
+                "-m",
+                "bench.packing",
+                str(run),
+                str(scratch / "s"),
+            ],
             "imgcls archive build": [IMGCLS, "archive", "build", str(run), "--store", str(scratch / "store")],
             "imgcls archive verify": [IMGCLS, "archive", "verify", mar],
         }

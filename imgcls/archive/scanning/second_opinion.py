@@ -4,6 +4,7 @@ modelaudit reports home unless told otherwise, keeps files in the user's home, a
 it scans. Here it gets an empty home and working folder, its switches against telemetry, and `run_modelaudit` around it.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -15,12 +16,15 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from handler.packed import UNREADABLE_ZIP
+from imgcls.archive.contents import MANIFEST, read_small
 from imgcls.archive.scanning import run_modelaudit
 from imgcls.archive.scanning.findings import Finding, Scanner, Severity
+from imgcls.errors import ArchiveError
 
 NAME = "modelaudit"
 KEPT_VARIABLES = ("PATH", "SYSTEMROOT", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
@@ -42,15 +46,29 @@ class Known:
     sizes: Mapping[str, int]  # bytes of each file as they were counted, not as the zip says
     plain_tensors: Collection[str]  # files that are safetensors to the last byte
     sources: Collection[str]  # files that are Python and no pickle
+    judged: Collection[str] = ()  # of these, what modelaudit has judged before in this process, among the same others
+
+    @property
+    def large_tensors(self) -> list[str]:
+        """Which modelaudit would read and hash three times over."""
+        return sorted(path for path in self.plain_tensors if self.sizes[path] > SPARED_BYTES)
 
     @property
     def spared(self) -> list[str]:
-        """The large tensors, which modelaudit would read and hash three times over."""
-        return sorted(path for path in self.plain_tensors if self.sizes[path] > SPARED_BYTES)
+        """What modelaudit does not get."""
+        return sorted({*self.large_tensors, *self.judged})
+
+
+# What modelaudit said of all the Python of an archive, by its content. That costs it seconds, the rest next to nothing,
+# and the archives that one process builds hold the same code.
+_opinions: dict[str, tuple[Finding, ...]] = {}
 
 
 def ask_modelaudit(archive: Path, known: Known) -> tuple[Scanner, tuple[Finding, ...]]:
     """Runs modelaudit; where it fails, that is a finding too."""
+    key = _hash_sources(archive, known)
+    if key in _opinions:
+        known = replace(known, judged=known.sources)
     with tempfile.TemporaryDirectory(prefix="imgcls-scan-") as folder:
         given = _without_spared(archive, known, Path(folder)) if known.spared else archive.resolve()
         limits = (max(known.sizes.values(), default=0) + SPARED_BYTES, sum(known.sizes.values()) + SPARED_BYTES)
@@ -73,8 +91,31 @@ def ask_modelaudit(archive: Path, known: Known) -> tuple[Scanner, tuple[Finding,
             return _report_failure(f"no answer within {TIMEOUT_S} s")
         except (ValueError, IndexError):
             return _report_failure([f"exit status {result.returncode}", *result.stderr.strip().splitlines()][-1][:200])
-    note = f"without {', '.join(known.spared)}: tensors only, by our own check" if known.spared else ""
-    return Scanner(NAME, answer["version"], "ran", note), tuple(translate(answer, archive=given, known=known))
+    notes = [f"without {', '.join(known.large_tensors)}: tensors only, by our own check"] if known.large_tensors else []
+    notes += ["its Python was judged before by this process"] if known.judged else []
+    findings = tuple(translate(answer, archive=given, known=known))
+    if known.judged:
+        findings += _opinions[key]
+    elif key and not answer["gaps"]:
+        _opinions[key] = tuple(finding for finding in findings if finding.path in known.sources)
+    return Scanner(NAME, answer["version"], "ran", "; ".join(notes)), findings
+
+
+def _hash_sources(archive: Path, known: Known) -> str:
+    """Returns a hash of all Python of an archive, and of which is its handler; "" where that cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with zipfile.ZipFile(archive) as file:
+            handler = json.loads(read_small(file, MANIFEST))["model"][
+                "handler"
+            ]  # is judged more sternly than the others
+            digest.update(f"{handler!r}\n".encode())
+            for path in sorted(known.sources):
+                content = hashlib.sha256(read_small(file, path)).hexdigest()
+                digest.update(f"{content} {path!r}\n".encode())
+    except (*UNREADABLE_ZIP, ArchiveError, TypeError):
+        return ""
+    return digest.hexdigest()
 
 
 def _report_failure(reason: str) -> tuple[Scanner, tuple[Finding, ...]]:

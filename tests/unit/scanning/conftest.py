@@ -55,6 +55,11 @@ class Shell:
         return os.system, (self.command,)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_was_judged_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_opinion, "_opinions", {})
+
+
 @pytest.fixture
 def canary(tmp_path: Path) -> Path:
     """A file that exists once something of an archive has run; checked after each test that asks for it."""

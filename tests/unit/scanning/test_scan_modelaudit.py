@@ -67,6 +67,16 @@ def test_the_witness_sees_what_modelaudit_tries_when_nobody_stops_it(
     assert "socket." in witnessed.read_text()
 
 
+def test_python_is_judged_once_a_process_and_its_findings_stay(make_archive: Make) -> None:
+    spawn = b"import os\n\n\nclass Handler:\n    def handle(self, data, context):\n        os.system(data[0])\n"
+    reports = [scan_archive(make_archive({"handler.py": spawn, "a.txt": str(number)})) for number in range(2)]
+    found = [{(f.rule, f.path) for f in report.findings if f.rule.startswith("modelaudit/")} for report in reports]
+    assert found[0] == found[1] and any(path == "handler.py" for _, path in found[0])
+    assert [report.scanners[1].note for report in reports] == ["", "its Python was judged before by this process"]
+    other = scan_archive(make_archive({"handler.py": spawn + b"\n", "a.txt": ""}))
+    assert other.scanners[1].note == ""
+
+
 def test_the_interpreter_refuses_connections_and_programs() -> None:
     code = (
         "import runpy, socket, subprocess, sys\n"
