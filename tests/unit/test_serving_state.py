@@ -149,7 +149,7 @@ def test_environment_cannot_override_the_configuration(tmp_path: Path) -> None:
         "HOME": "/h",
     }
     environment = serving_environment(given, temporary=tmp_path)
-    assert set(environment) == {"HOME", "TMPDIR", "TEMP", "PYTHONUNBUFFERED"}
+    assert set(environment) == {"HOME", "TMPDIR", "TEMP", "PYTHONUNBUFFERED", "ORT_DISABLE_TELEMETRY"}
 
 
 def test_workers_are_told_how_many_share_the_cores(tmp_path: Path) -> None:
