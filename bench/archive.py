@@ -4,6 +4,7 @@ The yardstick is `sha256sum` of the weights plus one `cp` of them, as an adminis
 rounds; medians, and ratios within the run.
 """
 
+import contextlib
 import statistics
 import subprocess
 import sys
@@ -83,11 +84,9 @@ def measure(command: list[str]) -> Cost:
 
 def _watch(process: psutil.Popen, own: list[float], children: list[float]) -> None:
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-        try:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a child may end in between
             own.append(process.memory_info().rss / 1e6)
             children += [child.memory_info().rss / 1e6 for child in process.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            pass
         time.sleep(POLL_S)
 
 
