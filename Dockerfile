@@ -11,12 +11,12 @@ COPY requirements-serve.lock ./
 RUN python -m venv /opt/imgcls \
     && sed -n '/^uv==/,/^ *# via/p' requirements-serve.lock > uv.lock \
     && /opt/imgcls/bin/python -m pip install --no-cache-dir --no-deps --require-hashes -r uv.lock \
-    && /opt/imgcls/bin/uv pip sync --no-cache --python /opt/imgcls/bin/python --require-hashes requirements-serve.lock
+    && /opt/imgcls/bin/uv pip sync --no-cache --compile-bytecode --python /opt/imgcls/bin/python --require-hashes requirements-serve.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY model model
 COPY handler handler
 COPY imgcls imgcls
-RUN /opt/imgcls/bin/uv pip install --no-cache --python /opt/imgcls/bin/python --no-deps --no-build-isolation .
+RUN /opt/imgcls/bin/uv pip install --no-cache --compile-bytecode --python /opt/imgcls/bin/python --no-deps --no-build-isolation .
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/imgcls /opt/imgcls

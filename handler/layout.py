@@ -5,14 +5,11 @@ stored uncompressed; the data of an entry of a page or more begins at a page, so
 from the archive itself. `imgcls.archive.pack` writes through here; `imgcls.archive.verify` writes again and compares.
 """
 
-import hashlib
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import IO, BinaryIO, Protocol
-
-from handler.integrity import FileRecord
 
 PAGE_BYTES = 4096
 CHUNK_BYTES = 1 << 20
@@ -41,17 +38,16 @@ class Layout:
     created: datetime
     on_bytes: OnBytes
 
-    def add(self, path: str, source: Reader, *, size_bytes: int) -> FileRecord:
-        """Writes one entry; returns what was written, which may be of another size than was announced."""
+    def add(self, path: str, source: Reader, *, size_bytes: int) -> int:
+        """Writes one entry; returns how many bytes it got, which may be others than were announced."""
         info = self._describe(path, size_bytes=size_bytes)
-        digest, written = hashlib.sha256(), 0
+        written = 0
         with self.file.open(info, "w", force_zip64=_is_large(size_bytes)) as entry:
             for chunk in read_chunks(source):
                 entry.write(chunk)
-                digest.update(chunk)
                 written += len(chunk)
                 self.on_bytes(len(chunk))
-        return FileRecord(path=path, size_bytes=written, sha256=digest.hexdigest())
+        return written
 
     def _describe(self, path: str, *, size_bytes: int) -> zipfile.ZipInfo:
         info = zipfile.ZipInfo(path, date_time=self.created.timetuple()[:6])

@@ -1,30 +1,40 @@
 """Builds an archive: stage, pack, scan, prove that it answers, then move it into the model store.
 
-    run ─► stage_archive, write_golden ─► tree ─► pack_tree ─► .mar ─► scan_archive ─► SelfTest of the tree ─► publish
+    run ─► stage_archive, write_answers ─► tree ─► record_tree ─┬─► pack_tree ─► .mar ─► scan_archive ─┬─► publish
+                                                                └─► self-test of the tree ──────────────┘
 
 Called by `imgcls archive build` and so by build_mar.sh. A build that fails leaves the model store as it was. What needs
-torch runs in processes of its own: they import while this one hashes and copies, and this one stays small.
+torch runs in a process of its own: that imports while this one hashes, tests while this one copies, and this one stays
+small.
 """
 
-import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+from handler.integrity import hash_file
 from handler.layout import OnBytes
-from imgcls.archive.pack import pack_tree, read_build_time, refuse_bad_names
-from imgcls.archive.prove import SelfTest
+from imgcls.archive import answers
+from imgcls.archive.facts import read_facts
+from imgcls.archive.pack import pack_tree, read_build_time, record_tree, refuse_bad_names
+from imgcls.archive.prove import start_self_test
 from imgcls.archive.publish import publish
-from imgcls.archive.scanning import refuse_findings, scan_archive
+from imgcls.archive.scanning import ModelauditProcess, Opinions, refuse_findings, scan_archive
 from imgcls.archive.stage import ServingOptions, describe_archive, refuse_incomplete, stage_archive
+from imgcls.archive.torch_process import JobError, TorchProcess
 from imgcls.archive.trust import detached_signature
-from imgcls.errors import ArchiveError
+from imgcls.errors import ArchiveError, ImgclsError
+from imgcls.files import sync
 from model.engines.kinds import REFERENCE
-from model.engines.records import EngineRecord
+from model.engines.records import EngineRecord, read_records
+from model.errors import ModelError
+from model.spec import SPEC_FILE, WEIGHTS_FILE, read_spec
 
 STALE_S = 3600
 SUFFIX = ".building"  # of a build's temporary folder
@@ -70,20 +80,45 @@ def build_archive(
         store.mkdir(parents=True, exist_ok=True)
         _sweep(store, name=name)
         place = tempfile.TemporaryDirectory(prefix=f".{name}-", suffix=SUFFIX, dir=store.absolute())
-        with place as temporary, SelfTest() as test:
+        with (
+            place as temporary,
+            TorchProcess(_list_imports(run)) as process,
+            ModelauditProcess() as modelaudit,
+            ThreadPoolExecutor(1) as pool,
+        ):
             tree, archive = Path(temporary) / "tree", Path(temporary) / f"{name}.mar"
             tree.mkdir()
-            with _torch_process() as torch_process:
-                _refuse_unreadable(run)
-                answers = torch_process.submit(_write_answers, run, tree, tuple(engines))
-                stage_archive(run, tree, name=name, version=version, options=options, created=created)
-                on_engines(answers.result())
-            describe_archive(tree, name=name, version=version, options=options, created=created)
-            pack_tree(tree, archive, created=created, on_bytes=on_bytes)
-            with ThreadPoolExecutor(1) as pool:  # the scan waits for modelaudit, which is a process of its own
-                scan = pool.submit(scan_archive, archive, waived=waived, require_modelaudit=True)
-                test.run(tree)
-                refuse_findings(scan.result())
+            _refuse_unreadable(run)
+            stage_archive(run, tree, name=name, version=version, options=options, created=created)
+            answered = process.start(
+                answers.__file__,
+                "write_answers",
+                str(run),
+                str(tree),
+                list(engines),
+                path=sys.path,
+                environment=os.environ,
+            )
+            staged = _stamp(tree)
+            weights = pool.submit(hash_file, tree / WEIGHTS_FILE)
+            read_facts(tree, weights_sha256=weights.result())  # so that what is wrong with them is said at once
+            _wait(answered)
+            on_engines(list(read_records(tree)))
+            describe_archive(
+                tree, name=name, version=version, options=options, created=created, weights_sha256=weights.result()
+            )
+            integrity = record_tree(tree, known={WEIGHTS_FILE: weights.result()})
+            finish_self_test = start_self_test(tree, process)
+            pack_tree(tree, archive, created=created, integrity=integrity, on_bytes=on_bytes)
+            on_disk = pool.submit(sync, archive)
+            report = scan_archive(
+                archive, waived=waived, require_modelaudit=True, process=modelaudit, opinions=Opinions()
+            )
+            finish_self_test()
+            on_disk.result()
+            refuse_findings(report)
+            if changed := sorted(path for path, stamp in staged.items() if _stamp(tree)[path] != stamp):
+                raise ArchiveError(f"{run}/{changed[0]}: was written to while it was packed; build again")
             target = store / f"{name}.mar"
             detached_signature(target).unlink(missing_ok=True)  # it belongs to the archive that goes
             publish(archive, target)
@@ -92,30 +127,35 @@ def build_archive(
     return target
 
 
+def _list_imports(run: Path) -> list[str]:
+    """Returns what both the golden answers and the self-test import beside torch, and takes long."""
+    own = ["PIL.Image", "safetensors.torch", "pydantic", "yaml"]
+    return [*own, "timm"] if read_spec(run / SPEC_FILE).network.startswith("timm/") else own
+
+
+def _stamp(tree: Path) -> dict[str, tuple[int, int]]:
+    """Returns size and time of change of the run's files, which the tree may share with the run."""
+    stats = {path.name: path.stat() for path in tree.iterdir() if path.is_file()}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def _wait(job: "Future[Any]") -> None:
+    """Waits for a job, and raises what it raised as this process would."""
+    try:
+        job.result()
+    except JobError as err:
+        for base in (ImgclsError, ModelError):
+            for kind in base.__subclasses__():
+                if kind.__name__ == err.name:
+                    raise kind(err.message) from err
+        raise ArchiveError(f"the golden answers cannot be made: {err}; nothing was written") from err
+
+
 def _refuse_unreadable(run: Path) -> None:
     """Raises ArchiveError where a file of the run cannot be read, before that looks like a fault of the store."""
     for file in sorted(run.iterdir()):
         if file.is_file() and not os.access(file, os.R_OK):
             raise ArchiveError(f"{file}: cannot be read by this user; give it the right to, or build as another")
-
-
-def _torch_process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn"))
-
-
-def _write_answers(run: Path, tree: Path, engines: tuple[str, ...]) -> list[EngineRecord]:
-    """Runs in the torch process: golden inputs, then the engines, which answer them too.
-
-    All in one thread: how many there are changes the last digits of a sum.
-    """
-    import torch
-
-    from imgcls.archive.engines import build_engines
-    from imgcls.archive.make_golden import write_golden
-
-    torch.set_num_threads(1)
-    write_golden(run, tree)
-    return build_engines(run, tree, wanted=engines)
 
 
 def _sweep(store: Path, *, name: str) -> None:

@@ -4,8 +4,9 @@ Reads the installed packages' own metadata; imports none of them.
 """
 
 import ast
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -47,8 +48,14 @@ def find_imports(folder: Path) -> Imports:
 
 def find_distributions(modules: frozenset[str]) -> tuple[str, ...]:
     """Returns the canonical names of the distributions that bring these modules, sorted; a module may have none."""
-    brought = metadata.packages_distributions()
+    brought = _list_distributions()
     return tuple(sorted({canonicalize_name(name) for module in modules for name in brought.get(module, ())}))
+
+
+@functools.cache
+def _list_distributions() -> Mapping[str, Sequence[str]]:
+    """Returns which distributions bring each module; what is installed stays so while a process packs."""
+    return metadata.packages_distributions()
 
 
 def resolve(roots: Sequence[str]) -> dict[str, Library]:
@@ -82,6 +89,7 @@ def _walk(node: ast.AST, *, is_later: bool) -> Iterator[tuple[str, bool]]:
             yield from _walk(child, is_later=is_later or is_function)
 
 
+@functools.cache
 def _read_requirements(name: str, extra: str) -> list[Requirement] | None:
     """Returns what a distribution requires here, with an extra or without; None where it is not installed."""
     try:

@@ -8,6 +8,7 @@ temporary directory, named after the model, which two builds at once would share
 import io
 import json
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,7 +16,15 @@ from model_archiver.model_archiver_config import ModelArchiverConfig
 from model_archiver.model_archiver_error import ModelArchiverError
 from model_archiver.model_packaging_utils import ModelExportUtils
 
-from handler.integrity import INTEGRITY_FILE, Integrity, dump_integrity, list_files, make_integrity
+from handler.integrity import (
+    INTEGRITY_FILE,
+    FileRecord,
+    Integrity,
+    dump_integrity,
+    hash_file,
+    list_files,
+    make_integrity,
+)
 from handler.layout import CREATED_FORMAT, EARLIEST, OnBytes, open_layout
 from imgcls.archive.contents import MANIFEST
 from imgcls.errors import ArchiveError, UsageError
@@ -67,24 +76,50 @@ def write_manifest(tree: Path, *, name: str, version: str, created: datetime) ->
     (tree / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def pack_tree(tree: Path, target: Path, *, created: datetime, on_bytes: OnBytes = lambda count: None) -> Integrity:
-    """Packs a staged tree as a new file, with the record of what was packed, which it writes into the tree too.
+def record_tree(tree: Path, *, known: Mapping[str, str] | None = None) -> Integrity:
+    """Writes the record of a staged tree's files into it; the tree is then what TorchServe will unpack.
+
+    Args:
+        tree: the staged tree.
+        known: the SHA-256 of files that have been hashed already, by path.
+    """
+    hashes = known or {}
+    integrity = make_integrity(
+        FileRecord(path, (tree / path).stat().st_size, hashes.get(path) or hash_file(tree / path))
+        for path in list_files(tree)
+        if path != INTEGRITY_FILE
+    )
+    (tree / INTEGRITY_FILE).write_bytes(dump_integrity(integrity))
+    return integrity
+
+
+def pack_tree(
+    tree: Path,
+    target: Path,
+    *,
+    created: datetime,
+    integrity: Integrity | None = None,
+    on_bytes: OnBytes = lambda count: None,
+) -> None:
+    """Packs a staged tree as a new file.
+
+    Args:
+        tree: the staged tree.
+        target: the file to write.
+        created: the time that it carries.
+        integrity: what `record_tree` returned; without it the tree is recorded here.
+        on_bytes: told how many bytes were packed, as it goes on.
 
     Raises:
-        ArchiveError: a file changed its size while it was packed.
+        ArchiveError: a file is not of the size that was recorded.
     """
+    integrity = integrity or record_tree(tree)
     with target.open("xb") as file:
         layout = open_layout(file, created=created, on_bytes=on_bytes)
         with layout.file:
-            records = []
-            for path in list_files(tree):
-                size_bytes = (tree / path).stat().st_size
-                with (tree / path).open("rb") as source:
-                    records.append(layout.add(path, source, size_bytes=size_bytes))
-                if records[-1].size_bytes != size_bytes:
-                    raise ArchiveError(f"{path}: changed while it was packed; nothing was written, build again")
-            integrity = make_integrity(records)
-            record = dump_integrity(integrity)
-            layout.add(INTEGRITY_FILE, io.BytesIO(record), size_bytes=len(record))
-    (tree / INTEGRITY_FILE).write_bytes(record)
-    return integrity
+            for record in integrity.files:
+                with (tree / record.path).open("rb") as source:
+                    if layout.add(record.path, source, size_bytes=record.size_bytes) != record.size_bytes:
+                        raise ArchiveError(f"{record.path}: changed while it was packed; build again")
+            data = dump_integrity(integrity)
+            layout.add(INTEGRITY_FILE, io.BytesIO(data), size_bytes=len(data))

@@ -1,67 +1,58 @@
-"""Proves that a packed tree answers its golden inputs, in a process of its own, as a TorchServe worker would."""
+"""Proves that a packed tree answers its golden inputs, as a TorchServe worker would."""
 
-import json
 import math
 import os
-import subprocess
-import sys
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Self
 
 from imgcls.archive import selftest
+from imgcls.archive.torch_process import JobError, TorchProcess
 from imgcls.errors import ArchiveError
 from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, describe_mismatch, parse_golden
 
 TIMEOUT_S = 300
+# What a server sets for its workers: a build is not signed yet, in no store, and its code is the tree's.
+UNSET = ("PYTHONPATH", "IMGCLS_TRUST", "IMGCLS_MODEL_STORE", "IMGCLS_WORKERS")
 
 
-class SelfTest:
-    """The process; it imports torch and TorchServe from the moment of entry on, and waits for its tree."""
+def start_self_test(tree: Path, process: TorchProcess) -> Callable[[], None]:
+    """Lets a process load the tree and answer; what is returned waits for that, and compares.
 
-    def __enter__(self) -> Self:
-        """Starts the process."""
-        environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
-        # What a server sets for its workers: a build is not signed yet, in no store, and its code is the tree's.
-        for variable in ("PYTHONPATH", "IMGCLS_TRUST", "IMGCLS_MODEL_STORE", "IMGCLS_WORKERS"):
-            environment.pop(variable, None)
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", selftest.__file__],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Ends the process, whatever it is at."""
-        self._process.kill()
-        self._process.communicate()
-
-    def run(self, tree: Path) -> None:
-        """Lets the process load the tree and answer, and compares its answers with the expected ones.
-
-        Raises:
-            ArchiveError: the handler cannot be loaded, does not answer in time, or an answer is wrong.
-        """
-        try:
-            output, errors = self._process.communicate(f"{tree}\n", timeout=TIMEOUT_S)
-        except subprocess.TimeoutExpired as err:
-            raise ArchiveError(f"the archive's self-test took over {TIMEOUT_S} s; nothing was written") from err
-        except BrokenPipeError:
-            output, errors = "", self._process.stderr.read() if self._process.stderr else ""
-        if self._process.returncode != 0 or not output.strip():
-            lines = errors.strip().splitlines() or [f"exit status {self._process.returncode}"]
-            reason = f"the archive's handler cannot be loaded by TorchServe ({lines[-1]})"
-            raise ArchiveError(f"{reason}; nothing was written")
-        _compare_golden(tree / GOLDEN_FOLDER, answers=json.loads(output.splitlines()[-1]))
+    The returned function raises ArchiveError where the handler cannot be loaded, does not answer in time, or an answer
+    is wrong.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in UNSET}
+    environment |= {"PYTHONDONTWRITEBYTECODE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    job = process.start(
+        selftest.__file__,
+        "answer_golden",
+        str(tree),
+        path=[str(tree)],
+        environment=environment,
+        timeout_s=TIMEOUT_S,
+    )
+    return lambda: _compare(job, tree)
 
 
 def self_test(tree: Path) -> None:
-    """Runs the whole self-test of an unpacked archive; raises as `SelfTest.run`."""
-    with SelfTest() as test:
-        test.run(tree)
+    """Runs the whole self-test of an unpacked archive.
+
+    Raises:
+        ArchiveError: the handler cannot be loaded, does not answer in time, or an answer is wrong.
+    """
+    with TorchProcess() as process:
+        start_self_test(tree, process)()
+
+
+def _compare(job: "Future[list[dict[str, object]]]", tree: Path) -> None:
+    try:
+        answers = job.result()
+    except JobError as err:
+        raise ArchiveError(
+            f"the archive's handler cannot be loaded by TorchServe ({err}); nothing was written"
+        ) from err
+    _compare_golden(tree / GOLDEN_FOLDER, answers=answers)
 
 
 def _compare_golden(golden: Path, *, answers: list[dict[str, object]]) -> None:

@@ -20,7 +20,6 @@ import yaml
 import handler
 import imgcls
 import model
-from handler.integrity import hash_file
 from handler.layout import EARLIEST
 from imgcls.archive.card import write_card
 from imgcls.archive.facts import CONFIG_FILE as TRAIN_CONFIG_FILE
@@ -76,13 +75,15 @@ def stage_archive(
     write_manifest(folder, name=name, version=version, created=created)
 
 
-def describe_archive(folder: Path, *, name: str, version: str, options: ServingOptions, created: datetime) -> None:
+def describe_archive(
+    folder: Path, *, name: str, version: str, options: ServingOptions, created: datetime, weights_sha256: str
+) -> None:
     """Writes what tells of a staged archive where it came from, what it needs and what it can do.
 
     Raises:
         ArchiveError: the run's metrics.json, train_config.yaml or train_record.json is not what imgcls writes.
     """
-    weights_sha256, code_sha256 = hash_file(folder / WEIGHTS_FILE), hash_code(folder, PACKAGES)
+    code_sha256 = hash_code(folder, PACKAGES)
     stated = None if created == EARLIEST else created  # without SOURCE_DATE_EPOCH there is no time to state
     common = {"name": name, "version": version, "weights_sha256": weights_sha256}
     write_provenance(folder, **common, code_sha256=code_sha256, created=stated)

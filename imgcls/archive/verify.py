@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, cast
 from handler.integrity import (
     INTEGRITY_FILE,
     SIGNATURE_FILE,
+    FileRecord,
     Integrity,
     IntegrityError,
     hash_file,
@@ -151,8 +152,9 @@ def _compare(file: BinaryIO, integrity: Integrity, *, names: list[str], created:
         for name in names:
             record = recorded.get(name)
             size_bytes = record.size_bytes if record else sizes[name]
-            found = layout.add(name, _Original(file, sink, size_bytes=size_bytes), size_bytes=size_bytes)
-            if record and found != record:
+            original = _Original(file, sink, size_bytes=size_bytes)
+            written = layout.add(name, original, size_bytes=size_bytes)
+            if record and FileRecord(name, written, original.sha256) != record:
                 raise IntegrityError(f"{name}: does not lie where it was packed")
             sink.refuse_difference(f"{name}: its header in the zip, or the bytes before its data, were changed")
     sink.refuse_difference("the zip's directory: was changed")
@@ -180,14 +182,21 @@ def _sizes(file: BinaryIO, names: list[str]) -> dict[str, int]:
 
 
 class _Original:
-    """Reads an entry's data from where the sink is going to write it."""
+    """Reads an entry's data from where the sink is going to write it, and hashes it."""
 
     def __init__(self, file: BinaryIO, sink: ComparingSink, *, size_bytes: int) -> None:
         self._file, self._sink, self._left = file, sink, size_bytes
+        self._digest = hashlib.sha256()
+
+    @property
+    def sha256(self) -> str:
+        """Of what was read so far."""
+        return self._digest.hexdigest()
 
     def read(self, size: int, /) -> bytes:
         self._file.seek(self._sink.tell())
         chunk = self._file.read(min(size, self._left))
         self._left -= len(chunk)
         self._sink.expect(chunk)
+        self._digest.update(chunk)
         return chunk

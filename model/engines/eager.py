@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model.engines.engine import Engine, Logits, Pixels
 from model.engines.kinds import EngineKind
-from model.network import build_network, load_weights
+from model.network import load_network
 from model.normalise import Normalise
 from model.spec import ModelSpec
 
@@ -47,9 +47,7 @@ def load_pixel_network(
         SpecError: the network is unknown.
         WeightsError: the weights are missing, corrupt, or do not fit.
     """
-    network = build_network(spec)
-    load_weights(network, weights)
-    return PixelNetwork(network, spec, kind=kind, layout=layout)
+    return PixelNetwork(load_network(spec, weights), spec, kind=kind, layout=layout)
 
 
 class EagerEngine(Engine):

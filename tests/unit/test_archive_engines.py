@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imgcls.archive import engines, export, parity
+from imgcls.archive import export, parity, workshop
 from imgcls.archive.engines import build_engines, parse_wanted
 from imgcls.archive.make_golden import write_golden
 from imgcls.archive.parity import TOLERANCES, Images, compare, find_fault
@@ -96,7 +96,7 @@ def test_an_onnx_model_tells_nothing_of_the_machine(run, staged):
 
 
 def test_eager_alone_costs_nothing(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(engines, "Workshop", None)
+    monkeypatch.setattr(workshop, "Workshop", None)
     folder = stage(run, tmp_path / "tree")
     before = (folder / "golden" / "expected.json").read_bytes()
     [record] = build_engines(run, folder)
@@ -141,14 +141,14 @@ def test_an_engine_outside_its_tolerance_is_refused(run, tmp_path, monkeypatch):
 
 
 def test_an_engine_that_answers_with_nan_is_refused(run, tmp_path, monkeypatch):
-    run_all = engines.run_all
+    run_all = workshop.run_all
 
     def spoil(engine, images):
         logits = run_all(engine, images).copy()
         logits[0, 0] = np.nan if engine.kind.name == "openvino" else logits[0, 0]
         return logits
 
-    monkeypatch.setattr(engines, "run_all", spoil)
+    monkeypatch.setattr(workshop, "run_all", spoil)
     with pytest.raises(ArchiveError, match="engine openvino is refused: it answers with NaN or infinity; on 5 of 5"):
         build_engines(run, stage(run, tmp_path / "tree"), wanted=["openvino"])
 

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import sys
 import textwrap
 import warnings
@@ -17,8 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from imgcls.archive import isolation, selftest, testing, worker
-from imgcls.archive.contents import extract
+from imgcls.archive import isolation, testing, worker
 from imgcls.archive.testing import Part, Request, load_archive
 from imgcls.errors import ArchiveError
 
@@ -436,25 +434,6 @@ def test_an_archive_of_ours_can_be_open_twice_and_runs_its_own_code(archive, ser
 
 def test_the_harness_needs_no_pytest():
     assert not [module for module in (testing, isolation, worker) if hasattr(module, "pytest")]
-
-
-def start_selftest() -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-P", selftest.__file__], env=environment, text=True, **pipes)
-
-
-def test_the_self_test_waits_for_a_folder_prints_only_answers_and_ends_with_its_input(write_mar, tmp_path):
-    code = handler_of("import late\nprint('noise')\nreturn [{'got': bytes(item['body']).decode()} for item in data]")
-    golden = {"golden/expected.json": '[{"file": "b"}, {"file": "a"}]', "golden/a": "1", "golden/b": "2"}
-    extract(write_mar("golden", {**code, "late.py": "", **golden}), folder=tmp_path / "folder")
-    with start_selftest() as asked, start_selftest() as unasked:
-        assert unasked.communicate("") == ("", "")
-        output, errors = asked.communicate(f"{tmp_path / 'folder'}\n")
-    assert (asked.returncode, unasked.returncode) == (0, 0), errors
-    [line] = output.splitlines()
-    assert json.loads(line) == [{"status": 200, "body": {"got": "2"}}, {"status": 200, "body": {"got": "1"}}]
-    assert "noise" in errors
 
 
 def read_examples() -> dict[str, str]:

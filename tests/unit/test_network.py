@@ -1,9 +1,10 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from model.errors import SpecError
-from model.network import SimpleCNN, build_network
+from model.network import SimpleCNN, build_network, load_network
 from model.spec import ModelSpec
 
 
@@ -95,3 +96,35 @@ def test_timm_parameters_that_cannot_be_are_refused_on_one_line(name, parameters
     with pytest.raises(SpecError, match=f"network 'timm/{name}' cannot be built with parameters") as caught:
         build_network(make_spec(f"timm/{name}", parameters=parameters))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("simple_cnn", {"norm": "batch"}),
+        ("timm/resnet18", {}),
+        ("timm/vit_tiny_patch16_224", {"img_size": 32, "depth": 1}),
+        ("timm/swin_tiny_patch4_window7_224", {"img_size": 32, "window_size": 1, "depths": (1, 1, 1, 1)}),
+    ],
+)
+def test_a_loaded_network_is_the_saved_one_to_the_bit_and_draws_no_random_numbers(tmp_path, name, parameters):
+    spec = make_spec(name, size=32, parameters=parameters)
+    saved = build_network(spec)
+    save_file(saved.state_dict(), tmp_path / "weights.safetensors")
+    before = torch.get_rng_state()
+    loaded = load_network(spec, tmp_path / "weights.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loaded.training and [parameter.requires_grad for parameter in loaded.parameters()] == [
+        parameter.requires_grad for parameter in saved.parameters()
+    ]
+    for (name, one), (_, other) in zip(loaded.named_buffers(), saved.named_buffers(), strict=True):
+        assert torch.equal(one, other), name
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(loaded.eval()(images), saved.eval()(images))
+
+
+def test_weights_of_another_precision_are_taken_over_as_they_are(tmp_path):
+    state = {name: tensor.half() for name, tensor in build_network(make_spec()).state_dict().items()}
+    save_file(state, tmp_path / "weights.safetensors")
+    loaded = load_network(make_spec(), tmp_path / "weights.safetensors")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())

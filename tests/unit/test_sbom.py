@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from imgcls.archive.libraries import find_imports, resolve
 from imgcls.archive.sbom import check_sbom, write_sbom
@@ -202,12 +204,19 @@ def test_it_has_a_time_only_where_one_is_given_and_its_number_is_of_its_content(
         lambda sbom: sbom["metadata"]["component"]["modelCard"]["modelParameters"]["approach"].update(type="guessing"),
         lambda sbom: sbom["components"][0].pop("name"),
         lambda sbom: sbom.update(serialNumber="1"),
+        lambda sbom: sbom.update(more=1),
+        lambda sbom: sbom["metadata"].update(timestamp="yesterday"),
+        lambda sbom: sbom["components"][0].update(licenses=[{"license": {"id": "Free"}}]),
+        lambda sbom: sbom["components"][0].update(externalReferences=[{"type": "website", "url": "http://a b"}]),
     ],
 )
 def test_what_is_not_cyclonedx_is_refused_in_one_line(tree, spoil):
     sbom = make_sbom(tree)
     check_sbom(json.dumps(sbom))
+    strict = JsonStrictValidator(SchemaVersion.V1_6)
+    assert strict.validate_str(json.dumps(sbom)) is None
     spoil(sbom)
+    assert strict.validate_str(json.dumps(sbom)) is not None, "cyclonedx-python-lib's own validator agrees"
     with pytest.raises(ArchiveError, match=r"^sbom\.cdx\.json: would not be CycloneDX 1\.6: ") as caught:
         check_sbom(json.dumps(sbom))
     assert "\n" not in str(caught.value)

@@ -9,6 +9,18 @@ A scan finds what it knows to look for. That it finds nothing is no proof that c
 """
 
 from imgcls.archive.scanning.findings import Finding, Scanner, ScanReport, Severity, Waiver
+from imgcls.archive.scanning.opinions import Opinions
 from imgcls.archive.scanning.scan import refuse_findings, scan_archive
+from imgcls.archive.scanning.second_opinion import ModelauditProcess
 
-__all__ = ["Finding", "ScanReport", "Scanner", "Severity", "Waiver", "refuse_findings", "scan_archive"]
+__all__ = [
+    "Finding",
+    "ModelauditProcess",
+    "Opinions",
+    "ScanReport",
+    "Scanner",
+    "Severity",
+    "Waiver",
+    "refuse_findings",
+    "scan_archive",
+]

@@ -14,6 +14,7 @@ from imgcls.archive.scanning.files import Budget, are_plain_tensors, check_file
 from imgcls.archive.scanning.findings import Finding, Scanner, ScanReport, Severity, Waiver, make_report
 from imgcls.archive.scanning.headers import HAS_DESCRIPTOR, STORED, BrokenZipError, TooManyEntriesError, read_directory
 from imgcls.archive.scanning.manifest import MAX_MANIFEST_BYTES, check_manifest, check_shadowing
+from imgcls.archive.scanning.opinions import Opinions
 from imgcls.archive.scanning.rules import find
 from imgcls.errors import ArchiveError
 
@@ -29,6 +30,8 @@ def scan_archive(
     *,
     waived: Collection[str] = (),
     require_modelaudit: bool = False,
+    process: second_opinion.ModelauditProcess | None = None,
+    opinions: Opinions | None = None,
     on_step: OnStep = lambda step: None,
 ) -> ScanReport:
     """Judges an archive.
@@ -37,6 +40,8 @@ def scan_archive(
         mar: the archive.
         waived: what to let pass, each RULE or RULE:PATH, the path a glob.
         require_modelaudit: refuse to judge without modelaudit.
+        process: a modelaudit that was started beforehand.
+        opinions: what modelaudit said of Python at earlier builds.
         on_step: is told what is looked at, for those who wait.
 
     Raises:
@@ -62,7 +67,7 @@ def scan_archive(
         scanners.append(Scanner(second_opinion.NAME, "", "skipped", "it would unpack what is not safe to unpack"))
     else:
         on_step("modelaudit")
-        scanner, findings = second_opinion.ask_modelaudit(mar, own.known)
+        scanner, findings = second_opinion.ask_modelaudit(mar, own.known, process=process, opinions=opinions)
         scanners.append(scanner)
         own.findings.extend(findings)
     return make_report(mar, own.findings, scanners=scanners, waived=waived)

@@ -16,15 +16,19 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from handler.packed import UNREADABLE_ZIP
 from imgcls.archive.contents import MANIFEST, read_small
 from imgcls.archive.scanning import run_modelaudit
 from imgcls.archive.scanning.findings import Finding, Scanner, Severity
 from imgcls.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from imgcls.archive.scanning.opinions import Opinions
 
 NAME = "modelaudit"
 KEPT_VARIABLES = ("PATH", "SYSTEMROOT", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
@@ -46,7 +50,7 @@ class Known:
     sizes: Mapping[str, int]  # bytes of each file as they were counted, not as the zip says
     plain_tensors: Collection[str]  # files that are safetensors to the last byte
     sources: Collection[str]  # files that are Python and no pickle
-    judged: Collection[str] = ()  # of these, what modelaudit has judged before in this process, among the same others
+    judged: Collection[str] = ()  # of these, what modelaudit has judged before, among the same others
 
     @property
     def large_tensors(self) -> list[str]:
@@ -59,46 +63,81 @@ class Known:
         return sorted({*self.large_tensors, *self.judged})
 
 
-# What modelaudit said of all the Python of an archive, by its content. That costs it seconds, the rest next to nothing,
-# and the archives that one process builds hold the same code.
-_opinions: dict[str, tuple[Finding, ...]] = {}
+class ModelauditProcess:
+    """A modelaudit that imports itself from the moment of entry on, and waits for its archive."""
 
-
-def ask_modelaudit(archive: Path, known: Known) -> tuple[Scanner, tuple[Finding, ...]]:
-    """Runs modelaudit; where it fails, that is a finding too."""
-    key = _hash_sources(archive, known)
-    if key in _opinions:
-        known = replace(known, judged=known.sources)
-    with tempfile.TemporaryDirectory(prefix="imgcls-scan-") as folder:
-        given = _without_spared(archive, known, Path(folder)) if known.spared else archive.resolve()
-        limits = (max(known.sizes.values(), default=0) + SPARED_BYTES, sum(known.sizes.values()) + SPARED_BYTES)
+    def __enter__(self) -> Self:
+        """Starts it."""
+        self._scratch = tempfile.TemporaryDirectory(prefix="imgcls-scan-")
+        self.folder = Path(self._scratch.name)
         environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-        places = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME"), folder)
-        command = [sys.executable, "-P", run_modelaudit.__file__, str(given), *map(str, limits)]
+        places = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME"), str(self.folder))
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", run_modelaudit.__file__],
+            cwd=self.folder,
+            env=environment | places | SWITCHES,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends it, and removes all that it has written."""
+        self._process.kill()
+        self._process.communicate()
+        self._scratch.cleanup()
+
+    def run(self, archive: Path, *, largest_bytes: int, total_bytes: int) -> dict[str, Any]:
+        """Returns what it says of an archive.
+
+        Raises:
+            ArchiveError: it fails, or says nothing in time.
+        """
+        question = json.dumps({"archive": str(archive), "largest_bytes": largest_bytes, "total_bytes": total_bytes})
         try:
-            result = subprocess.run(
-                command,
-                cwd=folder,
-                env=environment | places | SWITCHES,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=TIMEOUT_S,
+            output, errors = self._process.communicate(f"{question}\n", timeout=TIMEOUT_S)
+            answer: dict[str, Any] = json.loads(output.splitlines()[-1])
+        except subprocess.TimeoutExpired as err:
+            raise ArchiveError(f"no answer within {TIMEOUT_S} s") from err
+        except (ValueError, IndexError) as err:
+            status = f"exit status {self._process.returncode}"
+            raise ArchiveError([status, *errors.strip().splitlines()][-1][:200]) from err
+        return answer
+
+
+def ask_modelaudit(
+    archive: Path, known: Known, *, process: ModelauditProcess | None = None, opinions: "Opinions | None" = None
+) -> tuple[Scanner, tuple[Finding, ...]]:
+    """Runs modelaudit; where it fails, that is a finding too.
+
+    Args:
+        archive: the archive.
+        known: what our own reading found out.
+        process: one that was started beforehand.
+        opinions: what was said of Python before; all of it is judged anew where this is None.
+    """
+    sources = _hash_sources(archive, known) if opinions else ""
+    earlier = opinions.find(sources) if opinions and sources else None
+    if earlier is not None:
+        known = replace(known, judged=known.sources)
+    with nullcontext(process) if process else ModelauditProcess() as auditor:
+        given = _without_spared(archive, known, auditor.folder) if known.spared else archive.resolve()
+        try:
+            answer = auditor.run(
+                given,
+                largest_bytes=max(known.sizes.values(), default=0) + SPARED_BYTES,
+                total_bytes=sum(known.sizes.values()) + SPARED_BYTES,
             )
-            answer = json.loads(result.stdout.splitlines()[-1])
-        except subprocess.TimeoutExpired:
-            return _report_failure(f"no answer within {TIMEOUT_S} s")
-        except (ValueError, IndexError):
-            return _report_failure([f"exit status {result.returncode}", *result.stderr.strip().splitlines()][-1][:200])
+        except ArchiveError as err:
+            return _report_failure(str(err))
     notes = [f"without {', '.join(known.large_tensors)}: tensors only, by our own check"] if known.large_tensors else []
-    notes += ["its Python was judged before by this process"] if known.judged else []
+    notes += ["its Python was judged at an earlier build"] if earlier is not None else []
     findings = tuple(translate(answer, archive=given, known=known))
-    if known.judged:
-        findings += _opinions[key]
-    elif key and not answer["gaps"]:
-        _opinions[key] = tuple(finding for finding in findings if finding.path in known.sources)
-    return Scanner(NAME, answer["version"], "ran", "; ".join(notes)), findings
+    if opinions and sources and earlier is None and not answer["gaps"]:
+        opinions.keep(sources, [finding for finding in findings if finding.path in known.sources])
+    return Scanner(NAME, answer["version"], "ran", "; ".join(notes)), (*findings, *(earlier or ()))
 
 
 def _hash_sources(archive: Path, known: Known) -> str:
@@ -106,9 +145,8 @@ def _hash_sources(archive: Path, known: Known) -> str:
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(archive) as file:
-            handler = json.loads(read_small(file, MANIFEST))["model"][
-                "handler"
-            ]  # is judged more sternly than the others
+            # The handler is judged more sternly than the others.
+            handler = json.loads(read_small(file, MANIFEST))["model"]["handler"]
             digest.update(f"{handler!r}\n".encode())
             for path in sorted(known.sources):
                 content = hashlib.sha256(read_small(file, path)).hexdigest()

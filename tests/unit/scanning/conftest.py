@@ -55,11 +55,6 @@ class Shell:
         return os.system, (self.command,)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_was_judged_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(second_opinion, "_opinions", {})
-
-
 @pytest.fixture
 def canary(tmp_path: Path) -> Path:
     """A file that exists once something of an archive has run; checked after each test that asks for it."""
@@ -102,7 +97,7 @@ def scan(monkeypatch: pytest.MonkeyPatch) -> Scan:
     """scan_archive with a modelaudit that finds nothing: our own checks only, which take milliseconds."""
     silent = Scanner("modelaudit", "", "ran"), ()
     monkeypatch.setattr(second_opinion, "is_installed", lambda: True)
-    monkeypatch.setattr(second_opinion, "ask_modelaudit", lambda archive, known: silent)
+    monkeypatch.setattr(second_opinion, "ask_modelaudit", lambda archive, known, **_: silent)
     return scan_archive
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imgcls.archive.scanning import scan_archive, second_opinion
+from imgcls.archive.scanning import Finding, Opinions, Severity, scan_archive, second_opinion
 from imgcls.archive.scanning.second_opinion import Known, translate
 
 Make = Callable[..., Path]
@@ -19,7 +19,7 @@ HANDLER_CHECK = "TorchServe Handler Static Analysis"
 
 # Runs modelaudit as we do, and writes down each connection that it tries and each program that it starts.
 WITNESS = """
-import runpy, sys
+import os, runpy, sys
 def witness(event, arguments):
     if event in {events!r}:
         with open({log!r}, "a") as file:
@@ -27,6 +27,7 @@ def witness(event, arguments):
         raise PermissionError(event)
 sys.addaudithook(witness)
 sys.argv = [{script!r}, *sys.argv[1:]]
+os._exit = sys.exit  # so that what modelaudit does last is seen too
 runpy.run_path({script!r}, run_name="__main__")
 """
 
@@ -67,14 +68,44 @@ def test_the_witness_sees_what_modelaudit_tries_when_nobody_stops_it(
     assert "socket." in witnessed.read_text()
 
 
-def test_python_is_judged_once_a_process_and_its_findings_stay(make_archive: Make) -> None:
+def test_python_that_a_build_has_judged_is_not_judged_again_and_its_findings_stay(
+    make_archive: Make, tmp_path: Path
+) -> None:
+    kept = Opinions(tmp_path / "kept")
     spawn = b"import os\n\n\nclass Handler:\n    def handle(self, data, context):\n        os.system(data[0])\n"
-    reports = [scan_archive(make_archive({"handler.py": spawn, "a.txt": str(number)})) for number in range(2)]
+    archives = [make_archive({"handler.py": spawn, "a.txt": str(number)}, name=f"{number}.mar") for number in range(2)]
+    reports = [scan_archive(archive, opinions=kept) for archive in archives]
     found = [{(f.rule, f.path) for f in report.findings if f.rule.startswith("modelaudit/")} for report in reports]
     assert found[0] == found[1] and any(path == "handler.py" for _, path in found[0])
-    assert [report.scanners[1].note for report in reports] == ["", "its Python was judged before by this process"]
-    other = scan_archive(make_archive({"handler.py": spawn + b"\n", "a.txt": ""}))
+    assert [report.scanners[1].note for report in reports] == ["", "its Python was judged at an earlier build"]
+    other = scan_archive(make_archive({"handler.py": spawn + b"\n", "a.txt": ""}), opinions=kept)
     assert other.scanners[1].note == ""
+    assert scan_archive(archives[0]).scanners[1].note == "", "an archive from elsewhere is judged as a whole"
+
+
+@pytest.mark.parametrize("spoil", [lambda path: path.write_text("[{}]"), lambda path: path.write_bytes(b"\xff")])
+def test_an_opinion_that_cannot_be_read_is_none(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    kept, said = Opinions(tmp_path / "kept"), (Finding("a", Severity.WARNING, "b.py", "c"),)
+    assert kept.find("sources") is None
+    kept.keep("sources", said)
+    assert Opinions(tmp_path / "kept").find("sources") == said
+    [path] = (tmp_path / "kept").iterdir()
+    spoil(path)
+    assert kept.find("sources") is None
+
+
+def test_a_cache_that_cannot_be_written_or_is_somebody_elses_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = Opinions(tmp_path / "file" / "kept")
+    nowhere.keep("sources", ())
+    assert nowhere.find("sources") is None
+    kept = Opinions(tmp_path / "kept")
+    kept.keep("sources", ())
+    assert kept.find("sources") == ()
+    monkeypatch.setattr(os, "geteuid", lambda: -1)
+    assert kept.find("sources") is None
 
 
 def test_the_interpreter_refuses_connections_and_programs() -> None:
