@@ -8,13 +8,16 @@ temporary directory, named after the model, which two builds at once would share
 import io
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from model_archiver.model_archiver_config import ModelArchiverConfig
-from model_archiver.model_archiver_error import ModelArchiverError
-from model_archiver.model_packaging_utils import ModelExportUtils
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ResourceWarning)  # torch-model-archiver leaves a file open
+    from model_archiver.model_archiver_config import ModelArchiverConfig
+    from model_archiver.model_archiver_error import ModelArchiverError
+    from model_archiver.model_packaging_utils import ModelExportUtils
 
 from handler.integrity import (
     INTEGRITY_FILE,
