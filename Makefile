@@ -69,8 +69,8 @@ format: $(VENV)/.ready ## format the code
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-bench: $(VENV)/.ready ## measure what serving and archives cost, as ratios in one run
-	@$(BIN)/python -m bench serve
+bench: $(VENV)/.ready ## measure serving, beside other servers, and archives, as ratios in one run (IMAGES=folder of JPEGs)
+	@$(BIN)/python -m bench serve $(if $(IMAGES),--images $(IMAGES))
 	@$(BIN)/python -m bench archive
 
 clean: ## remove what was built and trained, not the environment

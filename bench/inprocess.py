@@ -1,39 +1,53 @@
-"""One process's share of the in-process limit: `python -m bench.inprocess RUN IMAGES.json SECONDS` prints JSON."""
+"""One process's share of the in-process limit: `python -m bench.inprocess IMAGES.json SECONDS BATCH` prints JSON.
+
+Archive and engine come from the environment, as of a peer (`bench.peers.settings`).
+"""
 
 import json
 import sys
 import time
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
-import torch
+import psutil
 
-from model.classifier import Classifier
-from model.preprocess import pixels_from_bytes
+from bench.bodies import read_best
+from bench.peers.pipeline import load_pipeline
+from bench.peers.settings import Settings
 
 WARM_UP = 5
 
 
-def main(run: Path, images: Path, duration_s: float) -> None:
-    """Classifies one image after the other on one thread for a while."""
-    torch.set_num_threads(1)
-    classifier = Classifier.load(run)
+def main(images: Path, duration_s: float, batch: int) -> None:
+    """Classifies one batch after the other on one thread for a while."""
+    pipeline = load_pipeline(Settings.from_environment())
     contents = [Path(path).read_bytes() for path in json.loads(images.read_text())]
+    best = [read_best(json.dumps(pipeline.answer([contents[0]])[0]).encode())]
+    ready_s = time.time()
+    best += [read_best(json.dumps(pipeline.answer([data])[0]).encode()) for data in contents[1:20]]
+    endless = cycle(contents)
     latencies_ms: list[float] = []
-    started = end = time.perf_counter()
-    for number, data in enumerate(cycle(contents)):
-        begin = time.perf_counter()
+    started = time.perf_counter()
+    number = 0
+    while time.perf_counter() - started < duration_s or number <= WARM_UP:
         if number == WARM_UP:
-            started, latencies_ms = begin, []
-        classifier.probabilities(pixels_from_bytes(data, classifier.spec)[None])
-        end = time.perf_counter()
-        latencies_ms.append((end - begin) * 1000)
-        if number > WARM_UP and end - started > duration_s:
-            break
+            started, latencies_ms = time.perf_counter(), []
+        begin = time.perf_counter()
+        pipeline.answer(list(islice(endless, batch)))
+        latencies_ms.append((time.perf_counter() - begin) * 1000)
+        number += 1
     p50_ms, p99_ms = np.percentile(latencies_ms, [50, 99])
-    print(json.dumps({"images_per_s": len(latencies_ms) / (end - started), "p50_ms": p50_ms, "p99_ms": p99_ms}))
+    result = {
+        "images_per_s": batch * len(latencies_ms) / (time.perf_counter() - started),
+        "p50_ms": p50_ms,
+        "p99_ms": p99_ms,
+        "pss_mb": psutil.Process().memory_full_info().pss / 1e6,
+        "ready_s": ready_s,
+        "best": best,
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))

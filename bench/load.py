@@ -1,56 +1,75 @@
-"""Load on a running server, from k6 (the `bench` extra), and the same work in this process's own children."""
+"""Load on a running server, from k6 (the `bench` extra): closed loops of connections, and open loops of arrivals."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.environments import PeerError
+
 K6 = Path(sys.executable).parent / "k6"
+SPARE_S = 150  # beyond the stretch: k6 itself, and requests that are still on their way
+OPEN_CONNECTIONS = 128
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one stretch of load measured; latencies as the client sees them."""
+    """What one stretch of load measured; latencies as the client sees them, of all answers.
+
+    Attributes:
+        images_per_s: answered with 200.
+        p50_ms: median latency.
+        p99_ms: 99th percentile.
+        failed: other answers than 200, or none.
+        dropped: of an open loop, arrivals that found all connections busy, and were not sent.
+    """
 
     images_per_s: float
     p50_ms: float
     p99_ms: float
-    failed: int
+    failed: int = 0
+    dropped: int = 0
 
 
-def load_server(url: str, *, token: str, images: Path, connections: int, duration_s: int) -> Load:
-    """Sends images over a number of connections, each waiting for its answer before it sends the next.
+def load_server(
+    url: str,
+    *,
+    headers: Mapping[str, str],
+    bodies: Path,
+    duration_s: float,
+    connections: int | None = None,
+    rate: int | None = None,
+) -> Load:
+    """Sends bodies for a while: over some connections one after the other, or so many a second.
 
     Args:
-        url: of the model's predictions.
-        token: of the inference API.
-        images: a JSON file with a list of image paths.
-        connections: at a time.
+        url: of the predictions.
+        headers: of each request.
+        bodies: a JSON file with a list of files.
         duration_s: of the stretch.
+        connections: of a closed loop.
+        rate: of an open loop, per second.
+
+    Raises:
+        PeerError: k6 measured nothing.
     """
     settings = {
         "URL": url,
-        "TOKEN": token,
-        "IMAGES": str(images),
-        "VUS": str(connections),
+        "HEADERS": json.dumps(dict(headers)),
+        "BODIES": str(bodies),
         "DURATION": f"{duration_s}s",
+        "VUS": str(connections or OPEN_CONNECTIONS),
+        "RATE": str(rate or ""),
     }
     flags = [part for key, value in settings.items() for part in ("-e", f"{key}={value}")]
     script = Path(__file__).with_name("load.js")
     command = [str(K6), "run", "--quiet", "--no-usage-report", "--no-color", *flags, str(script)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=duration_s + 120, check=True)
-    return Load(**json.loads(result.stdout.strip().splitlines()[-1]))
-
-
-def load_in_process(run: Path, *, images: Path, processes: int, duration_s: int) -> Load:
-    """Runs the handler's pipeline, from bytes to probabilities, without a server: `processes` of one thread each."""
-    command = [sys.executable, "-m", "bench.inprocess", str(run), str(images), str(duration_s)]
-    children = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
-    measured = [json.loads(child.communicate(timeout=duration_s + 120)[0]) for child in children]
-    return Load(
-        images_per_s=sum(each["images_per_s"] for each in measured),
-        p50_ms=sum(each["p50_ms"] for each in measured) / processes,
-        p99_ms=max(each["p99_ms"] for each in measured),
-        failed=0,
-    )
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=duration_s + SPARE_S, check=False)
+        return Load(**json.loads(result.stdout.strip().splitlines()[-1]))
+    except subprocess.TimeoutExpired as err:
+        raise PeerError(f"the load did not end within {duration_s + SPARE_S:.0f} s") from err
+    except (IndexError, ValueError, TypeError) as err:
+        raise PeerError(f"k6 measured nothing: {result.stderr[-300:]}") from err
