@@ -53,7 +53,12 @@ cifar10: $(VENV)/.ready ## the CIFAR-10 recipe: train, build, serve, compare 2,0
 	@BIN=$(BIN) ./recipes/cifar10.sh $(CIFAR10)
 
 test: $(VENV)/.ready ## unit tests and tests against a real TorchServe (TESTS=… chooses)
-	@$(BIN)/python -m pytest $(or $(TESTS),tests/unit tests/server)
+ifdef TESTS
+	@$(BIN)/python -m pytest $(TESTS)
+else
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/unit
+	@$(BIN)/python -m pytest tests/server
+endif
 
 test-slow: $(VENV)/.ready ## the tests that take minutes
 	@$(BIN)/python -m pytest $(or $(TESTS),tests/slow)
