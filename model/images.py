@@ -1,28 +1,67 @@
 """From untrusted bytes to an upright 8-bit picture with the channels that the network wants.
 
 Every image of the project, in training as in serving, enters through `decode_image`. It never trusts the bytes: the
-format must be one of FORMATS, and the pixel count is checked on the header, before memory is spent.
+format must be one of FORMATS; bytes, pixels (as the header has them) and what else can cost time or memory are counted
+before any is spent (model.decode_limits).
 """
 
-import contextlib
 import io
+import logging
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from model.decode_limits import check_file, check_opened
 from model.errors import EmptyImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 50_000_000  # 150 MB as RGB; a current phone's photograph has 12 to 50 million
+MAX_PIXELS = 50_000_000  # 200 MB, as Pillow holds RGB; a current phone's photograph has 12 to 50 million
+MAX_BYTES = 100_000_000  # half of what MAX_PIXELS take uncompressed; TorchServe's own limit is 6.5 MB unless raised
 
 _MODE_BY_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _MODES_16_BIT = {"I;16", "I;16B", "I;16L", "I;16N"}
 _MODES_32_BIT = {"I", "F"}
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*")
 
+logger = logging.getLogger(__name__)
+logging.getLogger("PIL").setLevel(logging.CRITICAL)  # whoever sends an odd image should not write into our log
 
-def decode_image(data: bytes, *, channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+
+_ORIENTATION = 274  # EXIF's tag; its values 1 to 8 say how the picture lies
+_TURNED, _FROM_RIGHT, _FROM_BOTTOM = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image, and which part of it the file's pixels fill.
+
+    Attributes:
+        image: upright, of mode L, RGB or RGBA.
+        box: left, top, right and bottom, in its pixels. At a reduced scale the last column and row may be filled in
+            part only: 601 pixels at half their size are 301, of which the file fills 300.5.
+    """
+
+    image: Image.Image
+    box: tuple[float, float, float, float]
+
+
+def decode_image(
+    data: bytes, *, channels: int, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES
+) -> Image.Image:
+    """Decodes one image at its full size; arguments and errors as in `decode_picture`."""
+    return decode_picture(data, channels=channels, max_pixels=max_pixels, max_bytes=max_bytes).image
+
+
+def decode_picture(
+    data: bytes,
+    *,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    max_bytes: int = MAX_BYTES,
+    enough_side: int | None = None,
+) -> Picture:
     """Decodes one image.
 
     EXIF orientation is applied. Of an animation or a multi-page TIFF the first frame counts. Alpha is blended over
@@ -32,28 +71,39 @@ def decode_image(data: bytes, *, channels: int, max_pixels: int = MAX_PIXELS) ->
         data: the file's bytes, of one of FORMATS.
         channels: 1, 3 or 4, for an image of mode L, RGB or RGBA.
         max_pixels: the most pixels (width times height) to decode.
+        max_bytes: the most bytes of the file.
+        enough_side: a JPEG may come out at a half, a quarter or an eighth of its size, as long as its shorter side
+            keeps this many pixels; None for always all of it.
 
     Raises:
         EmptyImageError: no bytes.
-        ImageTooLargeError: the header announces more than max_pixels.
+        ImageTooLargeError: more than max_bytes, or the header announces more than max_pixels.
         UnsupportedImageError: not one of FORMATS, or samples without a defined 8-bit meaning (32 bits, signed 16).
-        UndecodableImageError: truncated or broken.
+        UndecodableImageError: truncated, broken, or of so many parts that it would take too long.
     """
     if not data:
         raise EmptyImageError("the image is empty; send the bytes of one image file")
+    if len(data) > max_bytes:
+        raise ImageTooLargeError(f"the image has {len(data)} bytes; at most {max_bytes} are accepted")
+    check_file(data)
     with warnings.catch_warnings():
-        # Whoever sends an odd image should not write into our log. Threads can undo each other's filter: no harm done.
+        # As for the log. Threads can undo each other's filter: no harm done.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         image = _open(data, max_pixels=max_pixels)
         width, height = image.size
         if width * height > max_pixels:
             raise ImageTooLargeError(f"the image has {width} x {height} pixels; at most {max_pixels} are accepted")
+        check_opened(image, data)
+        reduced = image.draft(None, (enough_side, enough_side)) if enough_side else None  # only JPEG heeds it
         try:
             image.load()
+        except MemoryError:  # the server's trouble, not the image's: its pixels were counted
+            raise
         except Exception as err:  # hostile bytes make Pillow's decoders raise anything: OSError, struct.error, …
             raise UndecodableImageError(f"the {image.format} image is truncated or broken: {err}") from err
-        _turn_upright(image)
-        return _convert(image, mode=_MODE_BY_CHANNELS[channels])
+        filled = reduced[1][2:] if reduced else image.size
+        box = _find_box(filled, size=image.size, orientation=_turn_upright(image))
+        return Picture(_convert(image, mode=_MODE_BY_CHANNELS[channels]), box)
 
 
 def _open(data: bytes, *, max_pixels: int) -> Image.Image:
@@ -65,14 +115,41 @@ def _open(data: bytes, *, max_pixels: int) -> Image.Image:
         if data.startswith(_SIGNATURES):
             raise UndecodableImageError("the image's header is truncated or broken") from err
         raise UnsupportedImageError(f"the bytes are not an image; accepted are {', '.join(FORMATS)}") from err
+    except MemoryError:
+        raise
     except Exception as err:  # as in load: a header is as hostile as the rest
         raise UndecodableImageError(f"the image's header is broken: {err}") from err
 
 
-def _turn_upright(image: Image.Image) -> None:
-    # A broken EXIF block says nothing about the pixels: show them as they lie, as viewers do.
-    with contextlib.suppress(Exception):
+def _turn_upright(image: Image.Image) -> int:
+    """Turns an image as its EXIF block says, and returns the orientation that it had, 1 to 8."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
         ImageOps.exif_transpose(image, in_place=True)
+        return orientation if orientation in range(1, 9) else 1
+    except MemoryError:
+        raise
+    except Exception as err:  # a broken EXIF block says nothing about the pixels: show them as they lie, as viewers do
+        logger.debug("the EXIF block of the %s image is broken: %s", image.format, err)
+        return 1
+
+
+def _find_box(
+    filled: tuple[float, float], *, size: tuple[int, int], orientation: int
+) -> tuple[float, float, float, float]:
+    """Returns where the pixels that are filled lie after the picture was turned upright.
+
+    Args:
+        filled: width and height of what is filled, from the left and the top, before.
+        size: of the picture, before.
+        orientation: of EXIF.
+    """
+    (width, height), (slack_x, slack_y) = filled, (size[0] - filled[0], size[1] - filled[1])
+    if orientation in _TURNED:
+        width, height, slack_x, slack_y = height, width, slack_y, slack_x
+    left = slack_x if orientation in _FROM_RIGHT else 0.0
+    top = slack_y if orientation in _FROM_BOTTOM else 0.0
+    return left, top, left + width, top + height
 
 
 def _convert(image: Image.Image, *, mode: str) -> Image.Image:
@@ -82,9 +159,9 @@ def _convert(image: Image.Image, *, mode: str) -> Image.Image:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     try:
         if mode != "RGBA" and image.has_transparency_data:
-            layer = image.convert("RGBA")
-            image = Image.new("RGBA", layer.size, "white")
-            image.alpha_composite(layer)
-        return image.convert(mode)
+            layer = image if image.mode == "RGBA" else image.convert("RGBA")
+            image = Image.new("RGB", layer.size, "white")
+            image.paste(layer, mask=layer)
+        return image if image.mode == mode else image.convert(mode)
     except ValueError as err:
         raise UnsupportedImageError(f"an image of mode {image.mode} cannot be converted to {mode}") from err

@@ -1,6 +1,9 @@
 """The one definition of preprocessing: training, evaluation and serving call these two steps.
 
-    bytes ─ decode_image ─► picture ─ to_pixels ─► uint8 (C, H, W) ─ stack ─► Normalise ─► float32 (B, C, H, W)
+    bytes ─ decode_for ─► picture ─ to_pixels ─► uint8 (C, H, W) ─ stack ─► Normalise ─► float32 (B, C, H, W)
+
+A JPEG much larger than the input is decoded at a reduced scale, and what is much larger still is averaged before it is
+resampled: docs/preprocessing.md has the rule, and what it costs in accuracy. `exact=True` is the reference.
 
 The cut lies at uint8: it is what a data set caches, what augmentation works on, what crosses to a GPU (a quarter of the
 bytes of float32) and what an engine takes. What lies left of it needs no torch; `Normalise` is in model.normalise.
@@ -10,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model.images import MAX_PIXELS, decode_image
+from model.images import MAX_BYTES, MAX_PIXELS, Picture, decode_picture
 from model.spec import ModelSpec
 
 _RESAMPLING = {
@@ -21,7 +24,39 @@ _RESAMPLING = {
 }
 
 
-def to_pixels(image: Image.Image, spec: ModelSpec) -> npt.NDArray[np.uint8]:
+REDUCING_GAP = 3.0  # of Pillow's resize: average whole pixels first, until this many an output pixel are left
+ENOUGH = 3  # a reduced picture's shorter side keeps this many times spec.resize
+
+
+def decode_for(
+    data: bytes, spec: ModelSpec, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, exact: bool = False
+) -> Picture:
+    """Decodes one image file with as many pixels as `to_pixels` has a use for; errors as in `decode_picture`.
+
+    Args:
+        data: the file's bytes.
+        spec: whose channels, resize and interpolation count.
+        max_pixels: the most pixels to decode, counted at the file's full size.
+        max_bytes: the most bytes of the file.
+        exact: decode a JPEG at its full size, however large it is.
+    """
+    is_whole = exact or spec.interpolation == "nearest"  # which picks pixels, where the others average
+    return decode_picture(
+        data,
+        channels=spec.channels,
+        max_pixels=max_pixels,
+        max_bytes=max_bytes,
+        enough_side=None if is_whole else ENOUGH * spec.resize,
+    )
+
+
+def to_pixels(
+    image: Image.Image,
+    spec: ModelSpec,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    exact: bool = False,
+) -> npt.NDArray[np.uint8]:
     """Resizes and crops an image to the network's input.
 
     What torchvision's ImageClassification preset does (shorter side to `spec.resize`, centre crop of `spec.size`), in
@@ -31,19 +66,28 @@ def to_pixels(image: Image.Image, spec: ModelSpec) -> npt.NDArray[np.uint8]:
     Args:
         image: mode L, RGB or RGBA as `spec.channels` says, any size.
         spec: whose size, resize and interpolation count.
+        box: the part of it that counts, left, top, right and bottom; None: all of it.
+        exact: resample in one step, even where averaging whole pixels first would make little difference.
 
     Returns:
         uint8, shape (spec.channels, spec.size, spec.size).
     """
-    width, height = image.size
-    side = min(width, height) * spec.size / spec.resize
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    square = image.resize((spec.size, spec.size), _RESAMPLING[spec.interpolation], box=box)
-    pixels = np.asarray(square).reshape(spec.size, spec.size, spec.channels)
-    return pixels.transpose(2, 0, 1).copy()  # (H, W, C) -> (C, H, W), contiguous and writable
+    left, top, right, bottom = box or (0, 0, *image.size)
+    side = min(right - left, bottom - top) * spec.size / spec.resize
+    left, top = (left + right - side) / 2, (top + bottom - side) / 2
+    square = image.resize(
+        (spec.size, spec.size),
+        _RESAMPLING[spec.interpolation],
+        box=(left, top, left + side, top + side),
+        reducing_gap=None if exact else REDUCING_GAP,
+    )
+    planes = bytearray().join(plane.tobytes() for plane in square.split())  # (H, W, C) -> (C, H, W), half numpy's time
+    return np.frombuffer(planes, np.uint8).reshape(spec.channels, spec.size, spec.size)
 
 
-def pixels_from_bytes(data: bytes, spec: ModelSpec, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Decodes, resizes and crops one image file; errors as in `decode_image`, result as in `to_pixels`."""
-    return to_pixels(decode_image(data, channels=spec.channels, max_pixels=max_pixels), spec)
+def pixels_from_bytes(
+    data: bytes, spec: ModelSpec, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES, exact: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Decodes, resizes and crops one image file; arguments and errors as in `decode_for`, result as in `to_pixels`."""
+    picture = decode_for(data, spec, max_pixels=max_pixels, max_bytes=max_bytes, exact=exact)
+    return to_pixels(picture.image, spec, box=picture.box, exact=exact)

@@ -23,7 +23,7 @@ from imgcls.data.progress import show_progress
 from imgcls.errors import DataError
 from model.errors import ImageError
 from model.images import decode_image
-from model.preprocess import to_pixels
+from model.preprocess import pixels_from_bytes, to_pixels
 from model.spec import ModelSpec
 
 Perturb = Callable[[Image, int], Image]
@@ -190,12 +190,12 @@ def _measure(sample: Sample) -> int:
 
 def _decode(sample: Sample, spec: ModelSpec, *, perturb: Perturb | None) -> _Decoded:
     try:
+        if perturb is None:
+            return pixels_from_bytes(sample.read(), spec)
         image = decode_image(sample.read(), channels=spec.channels)
     except (ImageError, OSError) as err:
         return Problem(sample.name, str(err))
-    if perturb is not None:
-        image = perturb(image, zlib.crc32(sample.name.encode()))
-    return to_pixels(image, spec)
+    return to_pixels(perturb(image, zlib.crc32(sample.name.encode())), spec)
 
 
 def _refuse(images: ImageSet, problems: Sequence[Problem], *, strict: bool) -> None:
