@@ -2,38 +2,37 @@
 
     initialize ─► (preprocess ─► inference ─► postprocess) for each batch
 
-It loads no pickle, falls back to nothing silently, and answers each item of a batch for itself: a bad image gets its
-own 4xx with a reason, the others their predictions. Why it is not built on TorchServe's BaseHandler:
+It loads no pickle, falls back to nothing silently, and answers each image of each request for itself: a bad one gets
+its own 4xx with a reason, the others their predictions. Why it is not built on TorchServe's BaseHandler:
 docs/architecture.md.
 """
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 import handler
 import model
-from handler.errors import NonFiniteAnswerError, NotOfferedError, RequestError
-from handler.request import ImageRequest, read_request
+from handler.answers import Answer, Picture, Result, write_answer
+from handler.device_errors import end_if_device_is_lost
+from handler.errors import Failure, RequestError, ServingError
+from handler.explanations import Explanations, draw_explanation, start_deadline, write_explanation
+from handler.network import Pixels, Probabilities, describe_failure, run_decoded
+from handler.options import Options
+from handler.request import Form, ImageRequest, Request, read_request
 from handler.settings import count_threads, read_settings
 from model.classifier import Classifier
 from model.engines.choose import choose_engine
-from model.errors import ImageError, ModelError
+from model.errors import ImageError
 from model.labels import LABELS_FILE, rank, read_labels
 from model.preprocess import pixels_from_bytes
 from model.selfcheck import GoldenCheck
 from model.spec import SPEC_FILE, read_spec
 
 logger = logging.getLogger(__name__)
-
-Pixels = npt.NDArray[np.uint8]
-Prepared = tuple[Pixels, int] | RequestError | ImageError  # of one item: its pixels and top_k, or why there are none
-Probabilities = npt.NDArray[np.float32]
 
 
 class ImageClassifier:
@@ -57,25 +56,36 @@ class ImageClassifier:
         self.labels = read_labels(folder / LABELS_FILE, count=len(spec.classes))
         self.name = context.manifest["model"]["modelName"]
         self.version = context.manifest["model"].get("modelVersion", "1.0")
+        self.device = choose_device(context.system_properties.get("gpu_id"))
+        self.batch_size = max(1, int(model_config.get("batchSize", 1)))
+        threads = count_threads(self.settings, model_config)
         self.choice = choose_engine(
             folder,
             spec,
             wanted=self.settings.engine,
-            device=choose_device(context.system_properties.get("gpu_id")),
-            threads=count_threads(self.settings, model_config),
-            batch_sizes=sorted({1, int(model_config.get("batchSize", 1))}),
+            device=self.device,
+            threads=threads,
+            batch_sizes=sorted({1, self.batch_size}),
             check=GoldenCheck(folder, spec),
         )
         self.classifier = Classifier(spec, self.choice.engine)
+        self.explanations = Explanations(folder, spec, device=self.device, threads=threads)
         engine = self.choice.engine.describe()
         logger.info("%s %s: %s, engine %s (%s)", self.name, self.version, spec.network, engine, self.choice.reason)
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
-        """Answers a batch: one JSON document an item, in the batch's order."""
-        prepared = self.preprocess(data, context)
-        pixels = [item[0] for item in prepared if isinstance(item, tuple)]
-        probabilities = self.inference(np.stack(pixels)) if pixels else np.empty((0, len(self.labels)), np.float32)
-        return self.postprocess(prepared, probabilities, context)
+        """Answers a batch: one document an item, in the batch's order.
+
+        Raises:
+            SystemExit: the worker's GPU is lost.
+        """
+        try:
+            requests = self.preprocess(data, context)
+            results = self.inference([image for request in requests for image in request.images])
+            return self.postprocess(requests, results, context)
+        except Exception as err:
+            end_if_device_is_lost(err, device=self.device)
+            raise
 
     def describe(self) -> dict[str, Any]:
         """Returns what this worker runs, for the management API."""
@@ -88,45 +98,70 @@ class ImageClassifier:
             "engines_passed_over": list(self.choice.passed_over),
         }
 
-    def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Prepared]:
-        """Reads, decodes, resizes and crops each item for itself."""
-        return [self._prepare(item, context.request_processor[index]) for index, item in enumerate(data)]
+    def preprocess(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Request]:
+        """Reads each request for itself."""
+        return [self._read(item, headers) for item, headers in zip(data, context.request_processor, strict=True)]
 
-    def inference(self, pixels: Pixels) -> Probabilities:
-        """uint8 (B, C, H, W) -> probabilities (B, classes)."""
-        return self.classifier.probabilities(pixels)
+    def inference(self, images: Sequence[ImageRequest | RequestError]) -> list[Result | Picture]:
+        """Returns each image's answer; `batch_size` of them are in memory at a time, whatever requests they are of."""
+        deadline_s, results = start_deadline(), list[Result | Picture]()
+        for start in range(0, len(images), self.batch_size):
+            chunk = images[start : start + self.batch_size]
+            decoded = [self._decode(image) for image in chunk]
+            rows = run_decoded(self.classifier.probabilities, decoded, device=self.device)
+            for image, pixels, row in zip(chunk, decoded, rows, strict=True):
+                if isinstance(row, Failure):
+                    results.append(row)
+                elif isinstance(image, ImageRequest) and isinstance(pixels, np.ndarray):
+                    results.append(self._answer(image, pixels, row, deadline_s=deadline_s))
+        return results
 
-    def postprocess(self, prepared: Sequence[Prepared], probabilities: Probabilities, context: Any) -> list[bytes]:
-        """Turns each item's row of probabilities, or its error, into its own answer and status."""
-        rows = iter(probabilities)
+    def postprocess(
+        self, requests: Sequence[Request], results: Sequence[Result | Picture], context: Any
+    ) -> list[bytes]:
+        """Writes each request's answer in its own form."""
+        left = iter(results)
         answers = []
-        for index, item in enumerate(prepared):
-            answer = item if isinstance(item, ModelError) else self._rank(next(rows), top_k=item[1])
-            context.set_response_content_type(index, "application/json")
-            if isinstance(answer, ModelError):
-                context.set_response_status(code=answer.status, phrase=answer.code, idx=index)
-                answer = {"error": {"code": answer.code, "reason": str(answer)}}
-            answers.append(json.dumps(answer, allow_nan=False).encode())
+        for index, request in enumerate(requests):
+            own = [next(left) for _ in request.images]
+            answer: Answer = write_answer(request, own, model=self.name, version=self.version)
+            context.set_response_content_type(index, answer.content_type)
+            if answer.phrase:
+                context.set_response_status(code=answer.status, phrase=answer.phrase, idx=index)
+            answers.append(answer.body)
         return answers
 
-    def _prepare(self, item: Mapping[str, Any], headers: Any) -> Prepared:
+    def _read(self, item: Mapping[str, Any], headers: Any) -> Request:
         try:
-            if headers.get_request_property("explain") == "True":
-                raise NotOfferedError(
-                    "this archive answers predictions only; ask /predictions instead of /explanations"
-                )
-            request: ImageRequest = read_request(item, headers, default_top_k=self.settings.top_k)
-            spec = self.classifier.spec
-            return pixels_from_bytes(request.image, spec, max_pixels=self.settings.max_pixels), request.top_k
+            return read_request(item, headers, defaults=Options(top_k=self.settings.top_k), labels=self.labels)
+        except Exception as err:  # what nobody thought of, or no memory: this item's alone
+            return Request(Form.IMAGE, error=describe_failure(err, device=self.device, otherwise=ServingError))
+
+    def _decode(self, image: ImageRequest | RequestError) -> Pixels | Failure:
+        if isinstance(image, RequestError):
+            return image
+        try:
+            spec, settings, data = self.classifier.spec, self.settings, image.source.read()
+            return pixels_from_bytes(data, spec, max_pixels=settings.max_pixels, max_bytes=settings.max_bytes)
         except (RequestError, ImageError) as err:
             return err
+        except Exception as err:  # as in _read
+            return describe_failure(err, device=self.device, otherwise=ServingError)
 
-    def _rank(self, probabilities: Probabilities, *, top_k: int) -> dict[str, Any] | NonFiniteAnswerError:
-        if not np.isfinite(probabilities).all():
-            logger.error("%s %s answered an image with NaN or infinity", self.name, self.version)
-            return NonFiniteAnswerError("the network answered this image with NaN or infinity")
-        ranked = rank(probabilities, names=self.labels, top_k=top_k)
-        return {"model": self.name, "version": self.version, "predictions": ranked}
+    def _answer(
+        self, image: ImageRequest, pixels: Pixels, row: Probabilities, *, deadline_s: float
+    ) -> Result | Picture:
+        predictions = rank(row, names=self.labels, top_k=image.options.top_k)
+        if image.kind == "prediction":
+            return {"predictions": predictions}
+        target = int(row.argmax()) if image.options.target is None else image.options.target
+        explanation = self.explanations.explain(pixels, target, deadline_s=deadline_s)
+        if isinstance(explanation, Failure):
+            return explanation
+        answer = write_explanation(explanation, target=target, label=self.labels[target], probabilities=row)
+        if image.kind == "picture":
+            return draw_explanation(explanation, pixels, answer=answer)
+        return {"predictions": predictions, "explanation": answer}
 
 
 def choose_device(gpu_id: int | None) -> str:

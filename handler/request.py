@@ -1,99 +1,204 @@
-"""Reads one item of a TorchServe batch: where its image is, and what it asks for.
+"""Reads one item of a TorchServe batch: which form it has, where its images are, and what it asks about each.
 
 TorchServe gives a request as a dict of its parts: the body under "body" (or "data"), each field of a multipart form and
-each query parameter under its own name. A JSON body is already parsed, unless it is broken: then it comes as bytes.
+each query parameter under its own name. A JSON body is parsed already, or comes as bytes where TorchServe is told to
+leave it, or where it is broken. The forms, with a command and an answer each: docs/requests.md.
 """
 
-import base64
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Literal
 
-from handler.errors import RequestError
+from handler.errors import Failure, NotAcceptableError, NotOfferedError, RequestError, TooManyImagesError
+from handler.open_inference import OUTPUTS, read_id, read_outputs, read_tensors
+from handler.options import OPTION_FIELDS, Headers, Options, find_header, find_options, parse_options, wants_picture
+from handler.sources import EXAMPLE, JsonImage, RawImage, Source, find_image
 
-IMAGE_FIELDS = ("data", "body", "image", "file", "b64")
-OPTION_FIELDS = ("top_k",)
+MAX_IMAGES = 64  # of one request; they are decoded and run a few at a time, but answered together
+MAX_EXPLAINED = 8  # of one request to /explanations; an explanation takes a backward pass, or sixteen
 
 
-class Headers(Protocol):
-    """What the handler uses of TorchServe's RequestProcessor."""
+class Form(Enum):
+    """How a request is written; `key` is the field of the JSON body that shows it."""
 
-    def get_request_property(self, key: str) -> str | None:
-        """Returns a request header, or None."""
+    IMAGE = "image"  # one image: a body, a file of a form, or JSON
+    IMAGES = "images"  # JSON {"images": […]}, or a form with several files
+    KSERVE = "instances"  # KServe v1
+    OPEN_INFERENCE = "inputs"  # Open Inference Protocol, KServe v2
+
+
+Kind = Literal["prediction", "explanation", "picture"]  # what is to be answered; a picture is of an explanation
+LIST_FORMS = (Form.IMAGES, Form.KSERVE, Form.OPEN_INFERENCE)
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to classify: the bytes of its file, and how many classes to rank."""
+    """One image to classify: where its bytes are, not read yet, and what is asked about it."""
 
-    image: bytes
-    top_k: int
+    source: Source
+    options: Options
+    kind: Kind = "prediction"
 
 
-def read_request(item: Mapping[str, Any], headers: Headers, *, default_top_k: int) -> ImageRequest:
-    """Reads one item of a batch.
+@dataclass(frozen=True)
+class Request:
+    """One item of a batch; what is wrong with one image's own options stands in its place.
 
-    `top_k` comes from the JSON body, the query or the header of that name, in this order.
+    Attributes:
+        form: how it is written, and so how it is answered.
+        images: of one, exactly one where form is IMAGE.
+        names: of the images' files, of a form with several.
+        kind: what is asked about all of them.
+        id: what the Open Inference Protocol gives back.
+        outputs: which tensors it asks for, of the same.
+        error: why the request as a whole is refused; then there are no images.
+    """
+
+    form: Form
+    images: tuple[ImageRequest | RequestError, ...] = ()
+    names: tuple[str, ...] = ()
+    kind: Kind = "prediction"
+    id: str | None = None
+    outputs: tuple[str, ...] = OUTPUTS
+    error: Failure | None = None
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An image and the options of its own."""
+
+    source: Source
+    options: Mapping[str, Any]
+
+
+def read_request(item: Mapping[str, Any], headers: Headers, *, defaults: Options, labels: Sequence[str]) -> Request:
+    """Reads one item of a batch; a request that cannot be read comes back with its error.
+
+    An option comes from the image's own entry, the JSON body, its `parameters`, the form or the query, or the header of
+    that name, in this order.
+
+    Args:
+        item: its parts by name.
+        headers: its headers, and the types of its parts.
+        defaults: options where it says nothing.
+        labels: the classes, which `target` may name.
+    """
+    request = Request(Form.IMAGE)
+    try:
+        headed = {name: find_header(headers, name) for name in OPTION_FIELDS}
+        options = find_options(headed) | find_options(item)
+        files = _list_files(item, headers)
+        if len(files) > 1:
+            request = Request(Form.IMAGES, names=tuple(files))
+            entries: list[_Entry | RequestError] = [_Entry(RawImage(item[name]), {}) for name in files]
+        else:
+            if not files:
+                _refuse_undeclared(headers)
+            body = _parse_body(item[files[0]] if files else find_image(item, kind="request"))
+            if isinstance(body, dict):
+                request = Request(_find_form(body))
+                options |= find_options(body.get("parameters")) | find_options(body)
+                entries = _list_entries(body, request.form)
+            else:
+                entries = [_Entry(RawImage(body), {})]
+            if request.form is Form.OPEN_INFERENCE:
+                request = replace(request, id=read_id(body), outputs=read_outputs(body))
+        if headers.get_request_properties().get("explain") == "True":  # the frontend's, by this very name
+            request = replace(request, kind="picture" if wants_picture(headers) else "explanation")
+        _check_possible(request, count=len(entries))
+        base = parse_options(options, defaults=defaults, labels=labels)
+        images = [_make_image(entry, base, kind=request.kind, labels=labels) for entry in entries]
+        return replace(request, images=tuple(images))
+    except RequestError as err:
+        return replace(request, error=err)
+
+
+def _make_image(
+    entry: _Entry | RequestError, base: Options, *, kind: Kind, labels: Sequence[str]
+) -> ImageRequest | RequestError:
+    if isinstance(entry, RequestError):
+        return entry
+    try:
+        options = parse_options(entry.options, defaults=base, labels=labels)
+    except RequestError as err:
+        return err
+    return ImageRequest(entry.source, options, kind)
+
+
+def _list_files(item: Mapping[str, Any], headers: Headers) -> list[str]:
+    """Returns the names of the parts that have a content type: a body, or the files of a form; text fields have none.
+
+    Files of the same name are one by now, the last: TorchServe has put them into one dict.
+    """
+    types = headers.get_request_properties()
+    found = [name for name in item if name not in OPTION_FIELDS and isinstance(types.get(name), dict)]
+    return [name for name in found if types[name].get("content-type")]
+
+
+def _refuse_undeclared(headers: Headers) -> None:
+    """Raises RequestError for the type that curl gives a body by itself; TorchServe tears such a body into fields."""
+    if (find_header(headers, "content-type") or "").lower().startswith("application/x-www-form-urlencoded"):
+        raise RequestError(
+            "the body came as application/x-www-form-urlencoded; send it with Content-Type application/octet-stream, "
+            "or application/json"
+        )
+
+
+def _parse_body(body: Any) -> Any:
+    """Parses a body that is JSON but was not parsed on its way; a body that is no JSON comes back as it is.
 
     Raises:
-        RequestError: no image in it, JSON or base64 that is broken, or a `top_k` that is no whole number from 1.
+        RequestError: it starts like a JSON object and is broken, or it is JSON but no object.
     """
-    body = _parse_json(_find_body(item))
-    options: dict[str, Any] = {name: item[name] for name in OPTION_FIELDS if name in item}
-    if isinstance(body, dict):
-        options |= {name: body[name] for name in OPTION_FIELDS if name in body}
-        body = _find_body(body, kind="JSON object")
-        image = _decode_base64(body)
-    elif isinstance(body, str):
-        image = body.encode(errors="replace")
-    elif isinstance(body, bytes | bytearray):
-        image = bytes(body)
-    else:
-        raise RequestError(
-            f'the JSON body is {type(body).__name__}; expected an object such as {{"image": "<base64>"}}'
-        )
-    top_k = options.get("top_k", headers.get_request_property("top_k"))
-    return ImageRequest(image=image, top_k=default_top_k if top_k is None else _parse_top_k(top_k))
+    if isinstance(body, bytes | bytearray) and body.lstrip()[:1] == b"{":
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as err:
+            raise RequestError(f"the body starts like JSON but cannot be parsed: {err}") from err
+    if not isinstance(body, bytes | bytearray | str | dict):
+        raise RequestError(f"the JSON body is {type(body).__name__}; expected an object such as {EXAMPLE}")
+    return body
 
 
-def _find_body(item: Mapping[str, Any], *, kind: str = "request") -> Any:
-    found = [name for name in IMAGE_FIELDS if name in item]
+def _find_form(body: Mapping[str, Any]) -> Form:
+    found = [form for form in LIST_FORMS if form.value in body]
     if len(found) > 1:
-        raise RequestError(f"the {kind} holds {len(found)} images ({', '.join(found)}); send one a request")
-    if found:
-        return item[found[0]]
-    others = [name for name in item if name not in OPTION_FIELDS]
-    if len(others) == 1:  # a multipart form whose one file has a name of its own
-        return item[others[0]]
-    raise RequestError(
-        f"the {kind} holds no image; send the image's bytes as the body, with Content-Type application/octet-stream, "
-        f'or JSON such as {{"image": "<base64>"}} (got the fields: {", ".join(map(str, others)) or "none"})'
-    )
+        raise RequestError(f"the JSON body has {' and '.join(form.value for form in found)}; expected one of them")
+    return found[0] if found else Form.IMAGE
 
 
-def _parse_json(body: Any) -> Any:
-    """Parses a body that is JSON but was not sent as application/json; anything else comes back as it is."""
-    if not isinstance(body, bytes | bytearray) or body.lstrip()[:1] != b"{":
-        return body
+def _list_entries(body: Mapping[str, Any], form: Form) -> list[_Entry | RequestError]:
+    if form is Form.IMAGE:
+        return [_Entry(JsonImage(find_image(body, kind="JSON object")), {})]
+    if form is Form.OPEN_INFERENCE:
+        return [_Entry(source, {}) for source in read_tensors(body)]
+    values = body[form.value]
+    if not isinstance(values, list):
+        raise RequestError(f"{form.value} is {type(values).__name__}; expected a list of images")
+    return [_make_entry(value) for value in values]
+
+
+def _make_entry(value: Any) -> _Entry | RequestError:
+    if not isinstance(value, dict):
+        return _Entry(JsonImage(value), {})
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as err:
-        raise RequestError(f"the body starts like JSON but cannot be parsed: {err}") from err
+        return _Entry(JsonImage(find_image(value, kind="JSON object")), find_options(value))
+    except RequestError as err:
+        return err
 
 
-def _decode_base64(text: Any) -> bytes:
-    if not isinstance(text, str):
-        raise RequestError(f"the image in the JSON body is {type(text).__name__}; expected a base64 string")
-    payload = text.partition(",")[2] if text.startswith("data:") else text  # a data: URL carries the same base64
-    try:
-        return base64.b64decode("".join(payload.split()), validate=True)
-    except ValueError as err:  # binascii.Error is one; characters beyond ASCII raise a plain one
-        raise RequestError(f"the image in the JSON body is not valid base64: {err}") from err
-
-
-def _parse_top_k(value: Any) -> int:
-    text = value.decode(errors="replace") if isinstance(value, bytes | bytearray) else str(value)
-    if not text.isascii() or not text.isdigit() or int(text[:9]) < 1:
-        raise RequestError(f"top_k is {text[:40]!r}; expected a whole number from 1")
-    return int(text[:9])
+def _check_possible(request: Request, *, count: int) -> None:
+    """Raises RequestError where a request asks for too much, or for what its form cannot be answered with."""
+    limit = MAX_IMAGES if request.kind == "prediction" else MAX_EXPLAINED
+    if count > limit:
+        raise TooManyImagesError(
+            f"the request holds {count} images; at most {limit} are accepted, send several requests"
+        )
+    if not count:
+        raise RequestError("the request holds no images; expected at least one")
+    if request.kind != "prediction" and request.form is Form.OPEN_INFERENCE:
+        raise NotOfferedError("the Open Inference Protocol has no explanations; send the image in another form")
+    if request.kind == "picture" and request.form is not Form.IMAGE:
+        raise NotAcceptableError("a picture shows one image; send one, or ask with Accept: application/json")

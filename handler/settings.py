@@ -4,7 +4,8 @@ handler:
   engine: auto         # how the network is run: auto, or a name such as openvino-int8 (docs/architecture.md)
   threads: auto        # threads of one worker; auto: cores over workers
   top_k: 5             # classes in an answer, unless the request says otherwise
-  max_pixels: 50000000 # width times height of the largest image that is decoded
+  max_pixels: 50000000 # width times height of the largest image that is decoded; a worker needs up to 20 bytes for each
+  max_bytes: 100000000 # size of the largest image file; max_request_size of config.properties counts first
 """
 
 import os
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from model.engines.kinds import AUTO, parse_kind
 from model.errors import EngineError, SpecError, describe_validation_error
-from model.images import MAX_PIXELS
+from model.images import MAX_BYTES, MAX_PIXELS
 
 Positive = Annotated[int, Field(ge=1)]
 WORKERS_VARIABLE = "IMGCLS_WORKERS"
@@ -32,6 +33,7 @@ class HandlerSettings(BaseModel):
     threads: Positive | Literal["auto"] = "auto"
     top_k: Positive = 5
     max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = MAX_PIXELS
+    max_bytes: Positive = MAX_BYTES
 
     @field_validator("engine")
     @classmethod

@@ -257,7 +257,7 @@ def test_the_self_test_says_in_one_line_why_a_handler_cannot_be_loaded(unpacked:
 def test_the_self_test_compares_the_answers(unpacked: Path, tmp_path: Path):
     folder = shutil.copytree(unpacked, tmp_path / "archive")
     code = (folder / "handler" / "image_classifier.py").read_text()
-    broken = code.replace("ranked = rank(probabilities,", "ranked = rank(probabilities[::-1],")
+    broken = code.replace("predictions = rank(row,", "predictions = rank(row[::-1],")
     assert broken != code
     replace_file(folder, "handler/image_classifier.py", broken)
     with pytest.raises(

@@ -119,12 +119,6 @@ def test_top_k_is_taken_from_header_query_and_json(served, encode):
     assert answer.json()["error"]["reason"] == "top_k is 'many'; expected a whole number from 1"
 
 
-def test_an_explanation_is_refused_as_not_offered(served, encode):
-    image = encode(plain(RED), "PNG")
-    refused, good = served.predict([Request(image, kind="explain"), image])
-    assert (refused.status, refused.json()["error"]["code"], good.status) == (501, "not_offered", 200)
-
-
 def test_two_classes_are_enough_for_the_default_top_k(tmp_path, write_run, load, encode, unpacked):
     spec = ModelSpec(
         parameters={"widths": [3], "hidden": 3}, size=4, resize=4, mean=(0,) * 3, std=(1,) * 3, classes=("cat", "dog")
@@ -185,6 +179,13 @@ def test_an_archive_that_is_not_in_order_is_refused_at_the_start(tmp_path, load,
     assert "ModelError" in {kind.__name__ for kind in type(caught.value.__cause__).__mro__}  # the archive's own
 
 
+def test_the_byte_limit_of_the_configuration_counts(tmp_path, load, encode, unpacked):
+    folder = shutil.copytree(unpacked, tmp_path / "archive")
+    (folder / "model-config.yaml").write_text("batchSize: 2\nhandler: {max_bytes: 200}")
+    large = encode(np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8), "PNG")
+    assert [answer.status for answer in load(folder).predict([encode(plain(RED), "PNG"), large])] == [200, 413]
+
+
 def test_names_that_an_operator_changed_are_served(tmp_path, load, encode, unpacked):
     folder = shutil.copytree(unpacked, tmp_path / "archive")
     (folder / "index_to_name.json").write_text('{"0": "rot", "1": "grün", "2": "blau"}', encoding="utf-8")
@@ -219,12 +220,3 @@ def test_the_pixel_limit_of_the_configuration_counts(tmp_path, load, encode, unp
     assert len(answers[0].json()["predictions"]) == 1
     with served.active():
         assert torch.get_num_threads() == 1
-
-
-def test_the_handlers_verbs_hand_the_batch_on(served):
-    with served.active():
-        from handler.image_classifier import ImageClassifier
-
-        classifier = ImageClassifier()
-        classifier.initialize(served.service.context)
-        assert classifier.inference(np.zeros((2, 3, 4, 4), np.uint8)).shape == (2, 3)

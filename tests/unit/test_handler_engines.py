@@ -23,7 +23,7 @@ context = SimpleNamespace(
     system_properties={"model_dir": str(folder), "gpu_id": None},
     model_yaml_config=config,
     manifest=json.loads((folder / "MAR-INF/MANIFEST.json").read_text()),
-    request_processor=[SimpleNamespace(get_request_property=lambda name: None)],
+    request_processor=[SimpleNamespace(get_request_properties=dict)],
     set_response_content_type=lambda index, text: None,
 )
 classifier = ImageClassifier()

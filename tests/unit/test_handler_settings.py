@@ -18,6 +18,7 @@ def test_settings_default_where_the_configuration_is_silent():
         ({"top_k": 0}, r"top_k: .* \(got 0\)"),
         ({"threads": "all"}, r"threads.* \(got 'all'\)"),
         ({"max_pixels": 10**9}, r"max_pixels: .* less than or equal to 178956970"),
+        ({"max_bytes": 0}, r"max_bytes: .* \(got 0\)"),
         (["top_k"], "valid dictionary"),
     ],
 )
