@@ -10,7 +10,7 @@ import sys
 import typer
 
 from imgcls import __version__
-from imgcls.cli import archive, doctor, evaluate, keys, lint, predict, provenance, serving
+from imgcls.cli import archive, doctor, evaluate, keys, lint, predict, provenance, serving, tune
 from imgcls.errors import ImgclsError, describe_missing
 from model.errors import ModelError
 
@@ -32,6 +32,7 @@ app.command()(predict.predict)
 app.command()(doctor.doctor)
 app.command()(lint.lint)
 app.command()(provenance.provenance)
+app.command()(tune.tune)
 
 
 @app.command()

@@ -1,0 +1,100 @@
+"""What a measured number stands beside: the machine, what it has to give, and the software that ran on it."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PACKAGES = ("imgcls", "torchserve", "torch", "onnxruntime", "openvino", "k6")
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine, as this process may use it."""
+
+    cores: int
+    processor: str
+    memory_bytes: int
+    available_bytes: int
+    gpus: tuple[str, ...]
+    system: str
+    load_before: float  # processes that wanted a core in the last minute, before anything was measured
+    packages: dict[str, str]
+    time: str  # UTC
+
+
+def describe_machine() -> Machine:
+    """Looks at this machine; held to the container's limits (cgroup v2)."""
+    memory = psutil.virtual_memory()
+    limit_bytes = _read_number(CGROUP / "memory.max") or memory.total
+    used_bytes = _read_number(CGROUP / "memory.current") or 0
+    return Machine(
+        cores=count_cores(),
+        processor=_find_processor(),
+        memory_bytes=min(memory.total, limit_bytes),
+        available_bytes=min(memory.available, max(0, limit_bytes - used_bytes)),
+        gpus=tuple(_list_gpus()),
+        system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        load_before=round(os.getloadavg()[0], 2),
+        packages=dict(_list_packages()),
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def count_cores(*, cpu_max: Path = CGROUP / "cpu.max") -> int:
+    """Returns the cores that this process may use, as a worker counts them: affinity, held to the container's limit."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = cpu_max.read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return cores
+
+
+def serves_on_gpu(machine: Machine, *, config: Mapping[str, str], model_config: Mapping[str, Any]) -> bool:
+    """Tells whether TorchServe would give the workers GPUs."""
+    refused = config.get("number_of_gpu") == "0" or str(model_config.get("deviceType", "")).lower() == "cpu"
+    return bool(machine.gpus) and not refused
+
+
+def _find_processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _list_gpus() -> list[str]:
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return result.stdout.split("\n")[:-1] if result.returncode == 0 else []
+
+
+def _list_packages() -> list[tuple[str, str]]:
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _read_number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
+        return None

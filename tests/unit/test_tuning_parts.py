@@ -1,0 +1,287 @@
+"""What `imgcls tune` is made of: repacked archives, settings, images, load from the real k6, and what it refuses."""
+
+import io
+import json
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from handler.integrity import SIGNATURE_FILE
+from imgcls.archive.build import build_archive
+from imgcls.archive.contents import extract, read_contents
+from imgcls.archive.publish import add_signature
+from imgcls.archive.stage import ServingOptions
+from imgcls.archive.verify import verify_archive
+from imgcls.cli.main import app
+from imgcls.errors import ArchiveError
+from imgcls.serving.config import read_config
+from imgcls.serving.lint import lint_config, lint_model_config
+from imgcls.tuning import load as loading
+from imgcls.tuning.candidates import Candidate
+from imgcls.tuning.errors import LoadError
+from imgcls.tuning.images import MOST_IMAGES, gather_images
+from imgcls.tuning.load import Target, closed_loop, open_loop
+from imgcls.tuning.repack import make_model_config, repack
+from imgcls.tuning.settings import tune_vmargs, write_tuned_config
+from imgcls.tuning.slo import Slo
+
+PROJECT = Path(__file__).parents[2]
+CONFIG = PROJECT / "config.properties"
+
+
+class TestRepack:
+    def test_gives_what_a_build_with_these_options_gives(self, archive: Path, color_run: Path, tmp_path: Path):
+        options = ServingOptions(workers=4, batch_size=16, max_batch_delay_ms=5, engine="eager")
+        built = build_archive(color_run, tmp_path / "store", name="colors", version="1.5", options=options)
+        candidate = Candidate("eager", 4, 2, 16, 5)
+        text = make_model_config(read_contents(archive).model_config, candidate, cores=8)
+        assert repack(archive, tmp_path / "colors.mar", model_config=text).read_bytes() == built.read_bytes()
+
+    def test_result_is_verified_has_the_settings_and_loads(self, archive: Path, tmp_path: Path, load: Callable):
+        text = make_model_config(read_contents(archive).model_config, Candidate("eager", 3, 2, 4, 7), cores=2)
+        mar = repack(archive, tmp_path / "new.mar", model_config=text)
+        assert verify_archive(mar).integrity.tree_sha256 != verify_archive(archive).integrity.tree_sha256
+        config = read_contents(mar).model_config
+        assert [config[key] for key in ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay")] == [3, 3, 4, 7]
+        assert config["handler"] == {"engine": "eager", "threads": 2, "top_k": 5}
+        extract(mar, folder=tmp_path / "unpacked")
+        assert load(tmp_path / "unpacked").describe().json()["engine"] == "eager"
+
+    def test_settings_that_are_not_tuned_stay(self):
+        before = {"responseTimeout": 7, "deviceType": "cpu", "handler": {"max_pixels": 9}}
+        text = make_model_config(before, Candidate("eager", 1, 1, 1, 1), cores=1)
+        after = yaml.safe_load(text)
+        assert (after["responseTimeout"], after["deviceType"]) == (7, "cpu")
+        assert after["handler"] == {"max_pixels": 9, "engine": "eager", "threads": "auto"}
+        assert not lint_model_config(text)
+
+    def test_drops_a_signature_which_is_of_another_content(self, archive: Path, tmp_path: Path):
+        add_signature(archive, b"{}", tmp_path / "signed.mar")
+        mar = repack(tmp_path / "signed.mar", tmp_path / "new.mar", model_config="batchSize: 1\n")
+        with zipfile.ZipFile(mar) as opened:
+            assert SIGNATURE_FILE not in opened.namelist()
+        assert not verify_archive(mar).is_signed
+
+    def test_what_is_no_archive_is_refused(self, tmp_path: Path):
+        (tmp_path / "no.mar").write_bytes(b"no zip")
+        with pytest.raises(ArchiveError, match="cannot be read"):
+            repack(tmp_path / "no.mar", tmp_path / "new.mar", model_config="a: 1\n")
+
+
+class TestSettings:
+    def test_tuned_configuration_keeps_the_users_and_passes_the_lint(self, tmp_path: Path):
+        write_tuned_config(CONFIG, tmp_path / "config.properties")
+        before, after = read_config(CONFIG), read_config(tmp_path / "config.properties")
+        assert after["metrics_mode"] == "prometheus"
+        assert {key: after[key] for key in before if key not in after["vmargs"]}.keys() == before.keys()
+        assert after["allowed_urls"] == before["allowed_urls"]
+        text = (tmp_path / "config.properties").read_text()
+        assert not [finding for finding in lint_config(text, where="config.properties") if finding.status == "error"]
+
+    def test_relative_paths_are_meant_against_the_users_folder(self, tmp_path: Path):
+        (tmp_path / "user").mkdir()
+        (tmp_path / "user" / "config.properties").write_text("metrics_config=metrics.yaml\nmetrics_mode=log\n")
+        write_tuned_config(tmp_path / "user" / "config.properties", tmp_path / "config.properties")
+        after = read_config(tmp_path / "config.properties")
+        assert after["metrics_config"] == str(tmp_path / "user" / "metrics.yaml")
+        assert after["metrics_mode"] == "prometheus"
+
+    def test_log_file_lies_beside_it_and_is_named(self, tmp_path: Path):
+        folder = tmp_path / "with blank"
+        folder.mkdir()
+        write_tuned_config(CONFIG, folder / "config.properties")
+        option = read_config(folder / "config.properties")["vmargs"].split()[-1]
+        assert Path(unquote(urlsplit(option.partition("=")[2]).path)) == folder / "log4j2.xml"
+        assert ElementTree.parse(folder / "log4j2.xml").find(".//Logger[@name='MODEL_LOG']") is not None
+
+    def test_collector_and_log_file_of_the_user_stay(self):
+        log = Path("/log4j2.xml")
+        ours = "-Dlog4j.configurationFile=file:///log4j2.xml"
+        theirs = "-Dlog4j.configurationFile=file:///mine.xml"
+        assert tune_vmargs("-Xmx1g", log_config=log) == f"-Xmx1g -XX:+UseParallelGC {ours}"
+        assert tune_vmargs(f"-XX:+UseSerialGC {theirs}", log_config=log) == f"-XX:+UseSerialGC {theirs}"
+
+
+class TestImages:
+    def test_folder_is_sampled_from_everywhere(self, photos: Path, archive: Path, tmp_path: Path):
+        images = gather_images(photos, archive=archive, scratch=tmp_path)
+        assert len(images.files) == MOST_IMAGES
+        assert {file.parent.name for file in images.files} == {"red", "green", "blue"}
+        assert json.loads(images.listing.read_text()) == [str(file) for file in images.files]
+
+    def test_made_ones_are_jpegs_of_a_photographs_size(self, archive: Path, tmp_path: Path):
+        images = gather_images(None, archive=archive, scratch=tmp_path)
+        with Image.open(images.files[0]) as picture:
+            assert (picture.format, picture.size) == ("JPEG", (500, 375))
+        assert 30_000 < images.files[0].stat().st_size < 300_000
+        assert images.files[0].read_bytes() != images.files[1].read_bytes()
+
+    def test_without_numpy_the_golden_inputs_are_sent(self, archive: Path, tmp_path: Path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "numpy", None)
+        images = gather_images(None, archive=archive, scratch=tmp_path)
+        assert "golden" in images.kind
+        with zipfile.ZipFile(archive) as opened:
+            assert images.files[0].read_bytes() in [
+                opened.read(n) for n in opened.namelist() if n.startswith("golden/")
+            ]
+
+    def test_folder_without_images_is_refused(self, archive: Path, tmp_path: Path):
+        with pytest.raises(LoadError, match="holds no image"):
+            gather_images(tmp_path, archive=archive, scratch=tmp_path)
+
+
+class Server(socketserver.ThreadingTCPServer):
+    """Answers each POST after `delay_s` with `status`; one at a time where it is `narrow`."""
+
+    allow_reuse_address = daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.delay_s, self.status, self.narrow = 0.0, 200, False
+        self.bodies: list[bytes] = []
+        self.tokens: set[str | None] = set()
+        self.gate = threading.Lock()
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        server: Server = self.server
+        server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        server.tokens.add(self.headers["Authorization"])
+        if server.narrow:
+            with server.gate:
+                time.sleep(server.delay_s)
+        else:
+            time.sleep(server.delay_s)
+        self.send_response(server.status)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def target(server: Server, tmp_path: Path) -> Target:
+    (tmp_path / "a.bin").write_bytes(b"one")
+    (tmp_path / "b.bin").write_bytes(b"two")
+    listing = tmp_path / "images.json"
+    listing.write_text(json.dumps([str(tmp_path / "a.bin"), str(tmp_path / "b.bin")]))
+    return Target(f"http://127.0.0.1:{server.server_address[1]}/predictions/x", "secret", listing, Slo(99, 10_000))
+
+
+class TestLoad:
+    def test_closed_loop_sends_the_images_with_the_token(self, server: Server, target: Target):
+        server.delay_s = 0.02
+        stretch = closed_loop(target, connections=2, duration_s=1)
+        assert set(server.bodies) == {b"one", b"two"}
+        assert server.tokens == {"Bearer secret"}
+        assert (stretch.answered, stretch.failed, stretch.dropped) == (len(server.bodies), 0, 0)
+        assert stretch.p50_ms >= 20
+        assert stretch.images_per_s > 0
+
+    def test_open_loop_arrives_at_its_rate(self, server: Server, target: Target):
+        stretch = open_loop(target, rate=30, duration_s=2)
+        assert 0.9 * 100 <= stretch.answered + stretch.dropped <= 1.1 * 100 + 1  # p99 wants 100 answers: 3.3 s
+        assert stretch.rate == 30
+
+    def test_arrivals_that_no_connection_is_free_for_are_dropped(self, server: Server, target: Target):
+        server.delay_s, server.narrow = 0.5, True
+        strict = Target(target.url, target.token, target.images, Slo(50, 1))
+        stretch = open_loop(strict, rate=60, duration_s=1)
+        assert stretch.dropped > 0
+        assert not stretch.meets(strict.slo)
+
+    def test_other_statuses_are_failures(self, server: Server, target: Target):
+        server.status = 503
+        stretch = closed_loop(target, connections=1, duration_s=1)
+        assert stretch.answered == 0
+        assert stretch.failed == len(server.bodies) > 0
+        assert not stretch.meets(target.slo)
+
+    def test_token_is_in_no_list_of_processes(self, server: Server, target: Target, monkeypatch):
+        commands = []
+        run = subprocess.run
+        monkeypatch.setattr(subprocess, "run", lambda command, **rest: commands.append(command) or run(command, **rest))
+        closed_loop(target, connections=1, duration_s=1)
+        assert server.tokens == {"Bearer secret"}
+        assert "secret" not in " ".join(commands[0])
+
+    def test_missing_k6_names_the_extra(self, monkeypatch, tmp_path: Path):
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(LoadError, match=r"imgcls\[tune\]"):
+            loading.find_k6()
+
+    def test_k6_that_fails_says_why(self, target: Target, tmp_path: Path):
+        (tmp_path / "a.bin").unlink()
+        with pytest.raises(LoadError, match=r"k6 ended with exit status \d+: .*a\.bin"):
+            closed_loop(target, connections=1, duration_s=1)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--slo", "fast"], "--slo is 'fast'"),
+            (["--slo", "p99=50ms", "--budget", "long"], "--budget is 'long'"),
+            (["--slo", "p99=50ms", "--stretch", "0s"], "--stretch is '0s'"),
+            (["--slo", "p99=50ms", "--engines", "openvino"], "'openvino' is not in this archive, which offers eager"),
+            (["--slo", "p99=50ms", "--images", "/nowhere"], "/nowhere is no folder"),
+            (["--slo", "p99=50ms", "--ts-config", "/nowhere.properties"], "/nowhere.properties: cannot be read"),
+        ],
+    )
+    def test_are_one_clear_line(self, archive: Path, tmp_path: Path, arguments: list[str], said: str):
+        result = run_tune(archive, "--out", tmp_path / "out", *arguments)
+        assert said in str(result.exception)
+        assert "\n" not in str(result.exception)
+        assert not (tmp_path / "out").exists()
+
+    def test_missing_archive(self, tmp_path: Path):
+        result = run_tune(tmp_path / "no.mar", "--slo", "p99=50ms")
+        assert "there is no such archive" in str(result.exception)
+
+    def test_changed_archive_is_not_served(self, archive: Path, tmp_path: Path):
+        changed = tmp_path / "colors.mar"
+        buffer = io.BytesIO(archive.read_bytes())
+        with zipfile.ZipFile(buffer, "a") as opened:
+            opened.writestr("added.py", "import os")
+        changed.write_bytes(buffer.getvalue())
+        result = run_tune(changed, "--slo", "p99=50ms", "--out", tmp_path / "out")
+        assert isinstance(result.exception, ArchiveError)
+        assert "added.py" in str(result.exception)
+
+    def test_folder_that_holds_the_archive_is_not_written_into(self, archive: Path):
+        result = run_tune(archive, "--slo", "p99=50ms", "--out", archive.parent)
+        assert "would be overwritten" in str(result.exception)
+
+
+def run_tune(archive: Path, *arguments: object):
+    return CliRunner().invoke(app, ["tune", *map(str, (archive, *arguments))])
