@@ -1,10 +1,11 @@
 """Measured comparisons: each number with its command, machine and date; ratios within one run."""
 
 import os
-import platform
 from datetime import date
+
+from imgcls.tuning.machine import find_processor
 
 
 def describe_machine() -> str:
-    """Returns what stands beside a measured number: cores, architecture and date."""
-    return f"{len(os.sched_getaffinity(0))} cores, {platform.machine()}; {date.today()}"
+    """Returns what stands beside a measured number: cores, processor and date."""
+    return f"{len(os.sched_getaffinity(0))} cores, {find_processor()}; {date.today()}"

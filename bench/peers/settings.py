@@ -9,7 +9,7 @@ Pipeline = Literal["docs", "ours", "noop"]
 PREFIX = "IMGCLS_BENCH_"
 WORKERS = 2
 BATCH = 8
-DELAY_MS = 2
+DELAY_MS = 1
 
 
 @dataclass(frozen=True)

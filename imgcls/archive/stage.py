@@ -46,7 +46,7 @@ class ServingOptions:
 
     workers: int | None = None  # TorchServe's default: one a core, or one a GPU
     batch_size: int = 8
-    max_batch_delay_ms: int = 2  # TorchServe waits this long for a batch to fill, a lone request too
+    max_batch_delay_ms: int = 1  # TorchServe waits this long for a batch to fill, a lone request too
     response_timeout_s: int = 60
     startup_timeout_s: int = 120
     engine: str = "auto"  # which engine a worker takes: auto, or a name

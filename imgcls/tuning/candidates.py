@@ -17,7 +17,7 @@ from model.engines.records import EngineRecord
 # leave out what cannot fit; what a candidate really takes is measured.
 WORKER_BYTES = 500_000_000
 FRONTEND_BYTES = 400_000_000
-BATCHES = ((8, 2), (1, 1), (4, 1), (16, 5), (32, 10))  # most requests in a batch, milliseconds to wait for them
+BATCHES = ((8, 1), (1, 1), (4, 1), (16, 5), (32, 10))  # most requests in a batch, milliseconds to wait for them
 WAIT_SHARE = 0.25  # of the limit, that a lone request may be kept waiting for company
 
 

@@ -29,7 +29,7 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, slo: Slo, recommended: Candida
     Returns:
         A PNG.
     """
-    figure = Figure(figsize=(9, 6), layout="constrained", dpi=120)
+    figure = Figure(figsize=(9, 7), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     ordered = sorted(outcomes, key=lambda outcome: (outcome.candidate != recommended, -outcome.rate))
@@ -60,7 +60,7 @@ def plot_outcomes(outcomes: Sequence[Outcome], *, slo: Slo, recommended: Candida
     axes.set_ylabel(f"p{slo.percentile:g} latency, ms (logarithmic)")
     axes.set_title(title, parse_math=False)
     axes.grid(which="both", alpha=0.25)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -34,6 +34,7 @@ from imgcls.tuning.candidates import Candidate
 from imgcls.tuning.errors import LoadError
 from imgcls.tuning.images import MOST_IMAGES, gather_images
 from imgcls.tuning.load import Target, closed_loop, open_loop
+from imgcls.tuning.machine import find_processor
 from imgcls.tuning.repack import make_model_config, repack
 from imgcls.tuning.settings import tune_vmargs, write_tuned_config
 from imgcls.tuning.slo import Slo
@@ -141,6 +142,26 @@ class TestImages:
     def test_folder_without_images_is_refused(self, archive: Path, tmp_path: Path):
         with pytest.raises(LoadError, match="holds no image"):
             gather_images(tmp_path, archive=archive, scratch=tmp_path)
+
+
+class TestMachine:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            (
+                "model name\t: Some CPU\nflags\t\t: fpu avx2 avx512f avx512_vnni\n\nmodel name\t: Other",
+                "Some CPU with AVX-512 VNNI",
+            ),
+            ("model name\t: Some CPU\nflags\t\t: fpu avx2\n", "Some CPU with AVX2"),
+            ("model name\t: Some CPU\nflags\t\t: fpu\n", "Some CPU"),
+        ],
+    )
+    def test_a_processor_is_named_with_what_int8_runs_on(self, tmp_path: Path, text: str, expected: str):
+        (tmp_path / "cpuinfo").write_text(text)
+        assert find_processor(cpuinfo=tmp_path / "cpuinfo") == expected
+
+    def test_a_machine_without_cpuinfo_has_a_name_too(self, tmp_path: Path):
+        assert find_processor(cpuinfo=tmp_path / "none")
 
 
 class Server(socketserver.ThreadingTCPServer):

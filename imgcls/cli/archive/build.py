@@ -24,7 +24,7 @@ def build(
     batch_size: Annotated[int, typer.Option(min=1, help="Most requests in one batch.")] = 8,
     max_batch_delay_ms: Annotated[
         int, typer.Option(min=1, help="Wait for a batch to fill; a lone request waits too. TorchServe takes 0 for 100.")
-    ] = 2,
+    ] = 1,
     license_name: Annotated[
         str | None, typer.Option("--license", help="Licence of the weights, as an SPDX identifier such as Apache-2.0.")
     ] = None,
