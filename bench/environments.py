@@ -1,7 +1,8 @@
 """Virtual environments of the peers: made on demand from exact versions, sharing what .venv has.
 
 Each lies in .cache/bench/NAME. A `.pth` file puts .venv's packages behind its own, so that torch is not downloaded
-again, and what a peer wants in another version is found first.
+again, and what a peer wants in another version is found first. Where there is a NAME_site.py, the environment's
+interpreters run it at their start.
 """
 
 import hashlib
@@ -27,10 +28,11 @@ def find_python(name: str) -> Path:
     Raises:
         PeerError: its packages cannot be installed.
     """
-    requirements, folder = REQUIREMENTS / f"{name}.txt", PLACE / name
+    requirements, site, folder = REQUIREMENTS / f"{name}.txt", REQUIREMENTS / f"{name}_site.py", PLACE / name
+    start = site.read_bytes() if site.is_file() else b""
     python, ready = folder / "bin" / "python", folder / READY
     shared = sysconfig.get_path("purelib")
-    wanted = hashlib.sha256(requirements.read_bytes() + shared.encode() + sys.version.encode()).hexdigest()
+    wanted = hashlib.sha256(requirements.read_bytes() + start + shared.encode() + sys.version.encode()).hexdigest()
     if ready.is_file() and ready.read_text() == wanted:
         return python
     shutil.rmtree(folder, ignore_errors=True)
@@ -39,6 +41,8 @@ def find_python(name: str) -> Path:
     _run([uv, "pip", "install", "--quiet", "--no-deps", "--python", str(python), "-r", str(requirements)], name=name)
     [packages] = folder.glob("lib/python*/site-packages")
     (packages / "shared.pth").write_text(f"{shared}\n", encoding="utf-8")
+    if start:
+        (packages / "sitecustomize.py").write_bytes(start)
     ready.write_text(wanted)
     return python
 
