@@ -4,12 +4,14 @@ import typer
 
 from bench.accuracy import accuracy
 from bench.archive import archive
+from bench.growth import growth
 from bench.serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measures, as ratios within one run.")
 app.command()(serve)
 app.command()(archive)
 app.command()(accuracy)
+app.command()(growth)
 
 if __name__ == "__main__":
     app()

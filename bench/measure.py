@@ -150,16 +150,23 @@ class Bench:
         if subject.kind == "ours":
             with run_ours(build_ours(self.run, store, engine=subject.engine), folder=folder, image=image) as running:
                 yield running
-        elif subject.kind in ("stock", "noop"):
-            is_noop = subject.kind == "noop"
-            archive = build_noop(store, tuned=subject.tuned) if is_noop else build_stock(self.run, store)
+        elif subject.kind in ("stock", "noop", "plain"):
             with run_torchserve(
-                archive, tuned_config=is_noop and subject.tuned, one_thread=subject.tuned, folder=folder, image=image
+                self._build(subject, store=store),
+                tuned_config=subject.kind != "stock" and subject.tuned,
+                one_thread=subject.tuned,
+                folder=folder,
+                image=image,
             ) as running:
                 yield running
         else:
             with self._start_peer(subject, folder=folder, image=image) as running:
                 yield running
+
+    def _build(self, subject: Subject, *, store: Path) -> Path:
+        if subject.kind == "plain":
+            return build_ours(self.run, store, engine=subject.engine)
+        return build_noop(store, tuned=subject.tuned) if subject.kind == "noop" else build_stock(self.run, store)
 
     @contextmanager
     def _start_peer(self, subject: Subject, *, folder: Path, image: bytes) -> Iterator[Running]:

@@ -2,7 +2,8 @@
 
 inprocess…            the pipeline without a server: the limit
 stock…                TorchServe with its own image_classifier
-ours…                 TorchServe with this project's archive, under this project's settings
+ours…                 this project's archive, served by `imgcls serve`; with -plain by TorchServe's own launcher, under
+                      this project's settings: its start compares with ours-noop's
 NAME-docs|ours|noop   another server: its documentation's pipeline, ours inside it, or none
 """
 
@@ -15,7 +16,7 @@ from typing import Literal
 from bench.bodies import Framing
 from bench.peers.settings import BATCH, WORKERS, Pipeline
 
-Kind = Literal["inprocess", "stock", "ours", "noop", "peer"]
+Kind = Literal["inprocess", "stock", "ours", "plain", "noop", "peer"]
 Command = Callable[[Path, int], list[str]]  # of the environment's Python and a port
 
 
@@ -96,6 +97,7 @@ def list_subjects() -> list[Subject]:
         Subject("ours-eager", "ours", "TorchServe, this project", "ours", "eager"),
         Subject("ours-fp32", "ours", "TorchServe, this project", "ours", "openvino"),
         Subject("ours", "ours", "TorchServe, this project", "ours", "auto"),
+        Subject("ours-plain", "plain", "TorchServe alone, this project", "ours", "auto", tuned=True),
         Subject("torchserve-noop", "noop", "TorchServe as it comes", "none", runs="noop"),
         Subject("ours-noop", "noop", "TorchServe, this project's settings", "none", runs="noop", tuned=True),
     ]

@@ -100,7 +100,7 @@ def _check_jpeg_header(data: bytes) -> tuple[int, bool]:
 
 def _read_frame(segment: bytes) -> bytes:
     """Returns the number of components, as a byte, of a sequential frame, and none of any other."""
-    if segment[4:5] not in {b"\x08", b""}:
+    if segment[4:5] not in (b"\x08", b""):
         raise UnsupportedImageError(f"the JPEG has {segment[4]}-bit samples; send 8 bits")
     return segment[9:10] if segment[1] in _SEQUENTIAL else b""
 

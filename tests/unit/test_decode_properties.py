@@ -155,6 +155,17 @@ def test_each_file_decodes_before_it_is_mutated(data):
             decode_image(data, channels=3)
 
 
+@pytest.mark.parametrize("data", FILES[2::3], ids=[f"{kind} {mode} {options}" for kind, mode, options in OPTIONS])
+def test_a_bytearray_decodes_as_bytes_do(data):
+    def outcome(content: bytes | bytearray) -> object:
+        try:
+            return decode_image(content, channels=3).tobytes()
+        except ImageError as err:
+            return str(err)
+
+    assert outcome(bytearray(data)) == outcome(data)
+
+
 @thorough
 @given(data=mutated_files(), channels=st.sampled_from((1, 3, 4)))
 def test_any_mutation_decodes_or_is_refused_with_a_reason(data, channels, caplog, capsys):
