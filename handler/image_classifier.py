@@ -17,6 +17,7 @@ import numpy as np
 import handler
 import model
 from handler.answers import Answer, Picture, Result, write_answer
+from handler.decoding import Decoder
 from handler.device_errors import end_if_device_is_lost
 from handler.errors import Failure, RequestError, ServingError
 from handler.explanations import Explanations, draw_explanation, start_deadline, write_explanation
@@ -26,9 +27,7 @@ from handler.request import Form, ImageRequest, Request, read_request
 from handler.settings import count_threads, read_settings
 from model.classifier import Classifier
 from model.engines.choose import choose_engine
-from model.errors import ImageError
 from model.labels import LABELS_FILE, rank, read_labels
-from model.preprocess import pixels_from_bytes
 from model.selfcheck import GoldenCheck
 from model.spec import SPEC_FILE, read_spec
 
@@ -58,7 +57,7 @@ class ImageClassifier:
         self.version = context.manifest["model"].get("modelVersion", "1.0")
         self.device = choose_device(context.system_properties.get("gpu_id"))
         self.batch_size = max(1, int(model_config.get("batchSize", 1)))
-        threads = count_threads(self.settings, model_config)
+        threads = count_threads(self.settings, model_config, gpus=count_gpus(self.device))
         self.choice = choose_engine(
             folder,
             spec,
@@ -69,6 +68,7 @@ class ImageClassifier:
             check=GoldenCheck(folder, spec),
         )
         self.classifier = Classifier(spec, self.choice.engine)
+        self.decoder = Decoder(spec, self.settings, device=self.device, threads=threads)
         self.explanations = Explanations(folder, spec, device=self.device, threads=threads)
         engine = self.choice.engine.describe()
         logger.info("%s %s: %s, engine %s (%s)", self.name, self.version, spec.network, engine, self.choice.reason)
@@ -107,7 +107,7 @@ class ImageClassifier:
         deadline_s, results = start_deadline(), list[Result | Picture]()
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
-            decoded = [self._decode(image) for image in chunk]
+            decoded = self.decoder.decode(chunk)
             rows = run_decoded(self.classifier.probabilities, decoded, device=self.device)
             for image, pixels, row in zip(chunk, decoded, rows, strict=True):
                 if isinstance(row, Failure):
@@ -136,17 +136,6 @@ class ImageClassifier:
             return read_request(item, headers, defaults=Options(top_k=self.settings.top_k), labels=self.labels)
         except Exception as err:  # what nobody thought of, or no memory: this item's alone
             return Request(Form.IMAGE, error=describe_failure(err, device=self.device, otherwise=ServingError))
-
-    def _decode(self, image: ImageRequest | RequestError) -> Pixels | Failure:
-        if isinstance(image, RequestError):
-            return image
-        try:
-            spec, settings, data = self.classifier.spec, self.settings, image.source.read()
-            return pixels_from_bytes(data, spec, max_pixels=settings.max_pixels, max_bytes=settings.max_bytes)
-        except (RequestError, ImageError) as err:
-            return err
-        except Exception as err:  # as in _read
-            return describe_failure(err, device=self.device, otherwise=ServingError)
 
     def _answer(
         self, image: ImageRequest, pixels: Pixels, row: Probabilities, *, deadline_s: float
@@ -180,6 +169,15 @@ def choose_device(gpu_id: int | None) -> str:
             "update the NVIDIA driver, or set number_of_gpu=0 in config.properties"
         )
     return f"cuda:{gpu_id}"
+
+
+def count_gpus(device: str) -> int:
+    """Returns how many GPUs share this machine's cores, 0 for a worker on the CPU."""
+    if device == "cpu":
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def refuse_foreign_code(folder: Path) -> None:

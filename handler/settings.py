@@ -2,7 +2,7 @@
 
 handler:
   engine: auto         # how the network is run: auto, or a name such as openvino-int8 (docs/architecture.md)
-  threads: auto        # threads of one worker; auto: cores over workers
+  threads: auto        # threads of one worker, to decode and to run the network; auto: cores over workers
   top_k: 5             # classes in an answer, unless the request says otherwise
   max_pixels: 50000000 # width times height of the largest image that is decoded; a worker needs up to 20 bytes for each
   max_bytes: 100000000 # size of the largest image file; max_request_size of config.properties counts first
@@ -57,16 +57,24 @@ def read_settings(model_config: Mapping[str, Any]) -> HandlerSettings:
         raise SpecError(describe_validation_error(err, where="model-config.yaml, handler")) from err
 
 
-def count_threads(settings: HandlerSettings, model_config: Mapping[str, Any], *, cores: int | None = None) -> int:
+def count_threads(
+    settings: HandlerSettings, model_config: Mapping[str, Any], *, gpus: int = 0, cores: int | None = None
+) -> int:
     """Returns how many threads one worker gets, so that all workers together do not oversubscribe the cores.
 
     The number of workers is what `imgcls serve --workers` set in the environment, or else `minWorkers` of
-    model-config.yaml. Without either TorchServe starts one worker a core, so one thread each is right.
+    model-config.yaml. Without either TorchServe starts one worker a GPU where there is one, else one a core.
+
+    Args:
+        settings: what may say it.
+        model_config: the whole of model-config.yaml.
+        gpus: that workers run on; 0: they run on the CPU.
+        cores: of the machine; None: those that this process may use.
     """
     if settings.threads != "auto":
         return settings.threads
     cores = cores or count_cores()
-    workers = int(os.environ.get(WORKERS_VARIABLE) or model_config.get("minWorkers") or cores)
+    workers = int(os.environ.get(WORKERS_VARIABLE) or model_config.get("minWorkers") or gpus or cores)
     return max(1, cores // max(1, workers))
 
 

@@ -106,6 +106,17 @@ def decode_picture(
         return Picture(_convert(image, mode=_MODE_BY_CHANNELS[channels]), box)
 
 
+def peek_pixels(data: bytes) -> int:
+    """Returns how many pixels the header announces, 0 where it cannot be read: `decode_picture` will say why."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            width, height = Image.open(io.BytesIO(data), formats=FORMATS).size
+    except Exception:  # as in _open
+        return 0
+    return int(width * height)
+
+
 def _open(data: bytes, *, max_pixels: int) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)

@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch._C._aoti import AOTIModelPackageLoader
 
-from model.engines.eager import set_threads
+from model.engines.eager import set_threads, to_device
 from model.engines.engine import Engine, Logits, Pixels, describe_failure, refuse_missing
 from model.engines.kinds import EngineKind
 from model.errors import EngineError
@@ -61,7 +61,7 @@ class CompiledEngine(Engine):
         spec = self.spec
         if pixels.shape[1:] != (spec.channels, spec.size, spec.size) or len(pixels) > LARGEST_BATCH:
             raise EngineError(f"engine {self.kind.name}: got pixels of shape {pixels.shape}")  # it would not notice
-        [answer] = self._package.run([torch.from_numpy(pixels).to(self.device)])
+        [answer] = self._package.run([to_device(pixels, self.device)])
         logits: Logits = answer.cpu().numpy()
         return logits
 

@@ -42,6 +42,11 @@ def test_workers_share_the_cores(cores, config, threads):
     assert count_threads(HandlerSettings(), config, cores=cores) == threads
 
 
+def test_workers_on_gpus_share_the_cores_by_default():
+    assert count_threads(HandlerSettings(), {}, gpus=2, cores=16) == 8
+    assert count_threads(HandlerSettings(), {"minWorkers": 4}, gpus=2, cores=16) == 4
+
+
 def test_workers_chosen_at_start_win_over_the_archives(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("IMGCLS_WORKERS", "4")
     assert count_threads(HandlerSettings(), {"minWorkers": 1}, cores=8) == 2
