@@ -39,13 +39,15 @@ class Plan:
 class Measured:
     """One row, once; where it could not be measured, `error` says why.
 
-    `loads` goes by "closed 16" or "open 40"; `same_best` is the share of images with our pipeline's best class.
+    `loads` goes by "closed 16" or "open 40"; `worker_mb` is of one of TorchServe's workers, `same_best` the share of
+    images with our pipeline's best class.
     """
 
     subject: str
     number: int
     loads: dict[str, Load] = field(default_factory=dict)
     pss_mb: float | None = None
+    worker_mb: float | None = None
     start_s: float | None = None
     same_best: float | None = None
     error: str | None = None
@@ -84,7 +86,7 @@ class Bench:
         for connections in plan.connections:
             load = load_server(running.url, **common, duration_s=plan.duration_s, connections=connections)  # type: ignore[arg-type]
             measured.loads[f"closed {connections}"] = load
-        measured.pss_mb = running.measure_pss_mb()
+        measured.pss_mb, measured.worker_mb = running.measure_pss_mb(), running.measure_worker_mb()
         for rate in plan.rates:
             load = load_server(running.url, **common, duration_s=plan.duration_s, rate=rate)  # type: ignore[arg-type]
             measured.loads[f"open {rate}"] = load

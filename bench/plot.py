@@ -46,7 +46,7 @@ def draw(rows: Sequence[Row], target: Path, *, load: str, title: str) -> bool:
 def _group(row: Row) -> str:
     if row.subject.kind == "inprocess":
         return "limit"
-    if row.subject.kind == "ours":
+    if row.subject.kind in ("ours", "plain"):
         return "this project"
     return "with our pipeline" if row.subject.runs == "ours" else "as documented"
 

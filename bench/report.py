@@ -21,6 +21,7 @@ class Row:
     rounds: int
     loads: dict[str, Load]
     pss_mb: float | None
+    worker_mb: float | None
     start_s: float | None
     same_best: float | None
     error: str | None
@@ -40,6 +41,7 @@ def _summarise(subject: Subject, measured: list[Measured]) -> Row:
         rounds=len(good),
         loads={name: _median_load([each.loads[name] for each in good]) for name in names},
         pss_mb=_median([each.pss_mb for each in good]),
+        worker_mb=_median([each.worker_mb for each in good]),
         start_s=_median([each.start_s for each in good]),
         same_best=_median([each.same_best for each in good]),
         error=errors[0] if errors else None if good else "no round of it was finished",
@@ -78,7 +80,7 @@ def _main_table(rows: Sequence[Row], names: list[str]) -> str:
     for name in names:
         count = name.removeprefix("closed ")
         heads += [f"images/s, {count} conn.", "p50 ms", "p99 ms"]
-    heads += ["× as it comes", "of the limit", "memory MB", "start s", "same best class", "failed"]
+    heads += ["× as it comes", "of the limit", "memory MB", "a worker MB", "start s", "same best class", "failed"]
     lines = [_line(heads), "|" + "---|" * len(heads)]
     for row in rows:
         lines.append(_line(_cells(row, rows, names, key=key, stock=stock, width=len(heads))))
@@ -103,6 +105,7 @@ def _cells(row: Row, rows: Sequence[Row], names: list[str], *, key: str, stock: 
         f"{rate / stock:.1f}" if rate and stock and subject.runs != "noop" else "",
         f"{rate / limit:.2f}" if rate and limit and is_ours and subject.kind != "inprocess" else "",
         f"{row.pss_mb:.0f}" if row.pss_mb else "",
+        f"{row.worker_mb:.0f}" if row.worker_mb else "",
         f"{row.start_s:.1f}" if row.start_s else "",
         f"{row.same_best:.0%}" if row.same_best is not None else "",
         str(failed) + (f"; in one round: {row.error}" if row.error else ""),

@@ -62,6 +62,11 @@ class Running:
         """Returns the proportional set size of all its processes: shared pages count by their share."""
         return sum(_pss_mb(process) for process in _tree(self.server_id))
 
+    def measure_worker_mb(self) -> float | None:
+        """Returns the proportional set size of one of TorchServe's workers, on average; None for other servers."""
+        workers = [process for process in _tree(self.server_id) if _is_worker(process)]
+        return sum(map(_pss_mb, workers)) / len(workers) if workers else None
+
 
 def find_port() -> int:
     """Returns a free port of the loopback."""
@@ -164,6 +169,13 @@ def _tree(server_id: str) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             found |= {child.pid: child for child in process.children(recursive=True)}
     return list(found.values())
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return any(word.endswith("model_service_worker.py") for word in process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
 
 
 def _pss_mb(process: psutil.Process) -> float:
