@@ -137,7 +137,7 @@ def test_bad_inputs_get_their_4xx_good_ones_their_answer_and_no_worker_dies(
 
     def judge(data: bytes) -> int | float:
         """Returns the status that the input deserves, or the probability of the class that it shows."""
-        if data in BROKEN_JSON:
+        if data.lstrip()[:1] == b"{":  # JSON that cannot be parsed or shows no image; random bytes may begin so too
             return 400
         try:
             return float(classifier.probabilities(pixels_from_bytes(data, SPEC)[None]).max())
