@@ -21,8 +21,8 @@ from bench.torchserve import build_noop, build_ours, build_stock, run_ours, run_
 from imgcls.errors import ImgclsError
 from model.errors import ModelError
 
-WARM_UP_S = 5  # Java is still compiling what it runs
-WARM_UP_CONNECTIONS = 8
+WARM_UP_S = 8  # Java is still compiling what it runs
+WARM_UP_CONNECTIONS = 16
 COMPARED = 20  # images whose best class is compared
 
 
