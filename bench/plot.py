@@ -32,7 +32,8 @@ def draw(rows: Sequence[Row], target: Path, *, load: str, title: str) -> bool:
     axes.bar_label(bars, texts, fontsize=8)
     axes.set_xlim(0, max(rates) * 1.25)
     axes.set_xlabel("images a second")
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.margins(y=0.01)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(axis="y", labelsize=8)
     handles = [Patch(color=colour, label=group) for group, colour in COLOURS.items() if group in groups]
