@@ -28,11 +28,15 @@ POLL_S = 0.2
 
 @dataclass(frozen=True)
 class Cost:
-    """One command: its time, and the largest resident memory of itself and of the processes that it started."""
+    """One command: its time, and the largest resident memory of itself and of the processes that it started.
+
+    `children_own_mb` leaves out what is mapped from files, as weights are: the system can take that back at any time.
+    """
 
     seconds: float
     own_mb: float
     children_mb: float
+    children_own_mb: float
 
 
 def archive(
@@ -74,35 +78,38 @@ def archive(
 
 def measure(command: list[str]) -> Cost:
     """Runs a command to its end."""
-    own, children = [0.0], [0.0]
+    own, children, children_own = [0.0], [0.0], [0.0]
     os.sync()  # so that it does not wait for what the command before it has left to be written
     started = time.perf_counter()
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
-    watcher = threading.Thread(target=_watch, args=(process, own, children))
+    watcher = threading.Thread(target=_watch, args=(process, own, children, children_own))
     watcher.start()
     status = process.wait()
     seconds = time.perf_counter() - started
     watcher.join()
     if status != 0:
         sys.exit(f"error: {' '.join(command)} ended with {status}; nothing was measured")
-    return Cost(seconds, max(own), max(children))
+    return Cost(seconds, max(own), max(children), max(children_own))
 
 
-def _watch(process: psutil.Popen, own: list[float], children: list[float]) -> None:
+def _watch(process: psutil.Popen, own: list[float], children: list[float], children_own: list[float]) -> None:
     while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
         with contextlib.suppress(psutil.NoSuchProcess):  # a child may end in between
             own.append(process.memory_info().rss / 1e6)
-            children += [child.memory_info().rss / 1e6 for child in process.children(recursive=True)]
+            infos = [child.memory_info() for child in process.children(recursive=True)]
+            children += [info.rss / 1e6 for info in infos]
+            children_own += [(info.rss - info.shared) / 1e6 for info in infos]
         time.sleep(POLL_S)
 
 
 def as_table(measured: dict[str, list[Cost]]) -> str:
     """Returns medians over the rounds as a Markdown table; the ratio is to sha256sum plus cp of the same round."""
     by_hand = [a.seconds + b.seconds for a, b in zip(measured["sha256sum"], measured["cp"], strict=True)]
-    rows = ["| | seconds | ratio to sha256sum + cp | own memory MB | largest child MB |", "|---|---|---|---|---|"]
+    heads = "| | seconds | ratio to sha256sum + cp | own memory MB | largest child MB | without mapped files |"
+    rows = [heads, "|---|---|---|---|---|---|"]
     for name, costs in measured.items():
         ratio = statistics.median(cost.seconds / unit for cost, unit in zip(costs, by_hand, strict=True))
         seconds = statistics.median(cost.seconds for cost in costs)
-        own, child = (max(getattr(cost, field) for cost in costs) for field in ("own_mb", "children_mb"))
-        rows.append(f"| {name} | {seconds:.2f} | {ratio:.2f} | {own:.0f} | {child:.0f} |")
+        sizes = [max(getattr(cost, field) for cost in costs) for field in ("own_mb", "children_mb", "children_own_mb")]
+        rows.append(f"| {name} | {seconds:.2f} | {ratio:.2f} | {' | '.join(f'{size:.0f}' for size in sizes)} |")
     return "\n".join(rows)

@@ -1,17 +1,16 @@
 """What is measured: a network as a run directory, with random weights or real ones, and photographs to send."""
 
-import io
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from bench.lite0 import LITE0, load_lite0, make_lite0_spec
 from imgcls.training.run import write_weights
+from imgcls.tuning.images import make_photograph
 from model.golden import GOLDEN_FOLDER
 from model.labels import dump_labels
 from model.network import build_network
@@ -105,18 +104,3 @@ def list_images(folder: Path | None, *, scratch: Path, limit: int = LIMIT) -> tu
     files = found[:: -(-len(found) // limit)]
     size_kb = sum(file.stat().st_size for file in files) / len(files) / 1000
     return files, f"{len(files)} photographs of {size_kb:.0f} kB on average"
-
-
-def make_photograph(path: Path, *, seed: int) -> Path:
-    """Writes a JPEG of some 100 kB with a photograph's statistics: noise whose amplitude falls with its frequency."""
-    generator = np.random.default_rng(seed)
-    height, width = 375, 500
-    frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
-    frequencies[0, 0] = 1
-    spectrum = np.fft.fft2(generator.standard_normal((3, height, width))) / frequencies**0.9
-    picture = np.fft.ifft2(spectrum).real.transpose(1, 2, 0)  # (3, H, W) -> (H, W, 3)
-    picture = 128 + 50 * (picture - picture.mean()) / picture.std()
-    buffer = io.BytesIO()
-    Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
-    path.write_bytes(buffer.getvalue())
-    return path
