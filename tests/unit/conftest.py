@@ -4,6 +4,7 @@ import importlib.util
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -143,7 +144,12 @@ def train_command() -> Callable[..., subprocess.Popen]:
     def start(*arguments: object) -> subprocess.Popen:
         command = [sys.executable, str(PROJECT / "train.py"), *map(str, arguments), "--threads", "1"]
         environment = {key: value for key, value in os.environ.items() if not key.startswith("IMGCLS_")}
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=PROJECT, env=environment)
+        # Ignored where a shell runs the tests in the background, and a child inherits that.
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=PROJECT, env=environment)
+        finally:
+            signal.signal(signal.SIGINT, previous)
 
     return start
 
