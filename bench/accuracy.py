@@ -114,8 +114,7 @@ def _serve(run: Path, labelled: Labelled, *, engine: str, scratch: Path) -> tupl
 
 
 def _compare_decoding(run: Path, labelled: Labelled, *, sides: list[int]) -> str:
-    archive = run
-    spec, classifier = read_spec(archive / SPEC_FILE), Classifier.load(archive)
+    spec, classifier = read_spec(run / SPEC_FILE), Classifier.load(run)
     rows = ["| shorter side | top-1 exact | top-1 as served | same best class | mean change of a pixel, of 255 |"]
     rows[0] += " largest change of a probability | ms exact | ms as served |"
     rows += ["|---|---|---|---|---|---|---|---|"]
@@ -124,10 +123,8 @@ def _compare_decoding(run: Path, labelled: Labelled, *, sides: list[int]) -> str
         decoded, ms = {}, {}
         for exact in (True, False):
             timed = [_decode(data, spec, exact=exact) for data in files]
-            decoded[exact], ms[exact] = (
-                np.stack([pixels for pixels, _ in timed]),
-                np.median([spent for _, spent in timed]),
-            )
+            decoded[exact] = np.stack([pixels for pixels, _ in timed])
+            ms[exact] = np.median([spent for _, spent in timed])
         exactly, fast = (
             np.concatenate([classifier.probabilities(image[None]) for image in decoded[exact]])
             for exact in (True, False)

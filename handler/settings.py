@@ -10,11 +10,11 @@ handler:
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from model.cores import count_cores
 from model.engines.kinds import AUTO, parse_kind
 from model.errors import EngineError, SpecError, describe_validation_error
 from model.images import MAX_BYTES, MAX_PIXELS
@@ -76,13 +76,3 @@ def count_threads(
     cores = cores or count_cores()
     workers = int(os.environ.get(WORKERS_VARIABLE) or model_config.get("minWorkers") or gpus or cores)
     return max(1, cores // max(1, workers))
-
-
-def count_cores(*, cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Returns the cores this process may use: its affinity, held to the container's CPU limit (cgroup v2)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = cpu_max.read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
-        return cores

@@ -28,7 +28,6 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00",
 logger = logging.getLogger(__name__)
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # whoever sends an odd image should not write into our log
 
-
 _ORIENTATION = 274  # EXIF's tag; its values 1 to 8 say how the picture lies
 _TURNED, _FROM_RIGHT, _FROM_BOTTOM = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
 
@@ -109,6 +108,7 @@ def decode_picture(
 def peek_pixels(data: bytes) -> int:
     """Returns how many pixels the header announces, 0 where it cannot be read: `decode_picture` will say why."""
     try:
+        check_file(data)  # before Pillow sees it, as it unpacks colour profiles on its way to the size
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             width, height = Image.open(io.BytesIO(data), formats=FORMATS).size

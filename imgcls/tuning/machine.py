@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from model.cores import count_cores
+
 PACKAGES = ("imgcls", "torchserve", "torch", "onnxruntime", "openvino", "k6")
 CGROUP = Path("/sys/fs/cgroup")
 INSTRUCTIONS = {  # as /proc/cpuinfo has them, the fastest at int8 first
@@ -54,16 +56,6 @@ def describe_machine() -> Machine:
         packages=dict(_list_packages()),
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def count_cores(*, cpu_max: Path = CGROUP / "cpu.max") -> int:
-    """Returns the cores that this process may use, as a worker counts them: affinity, held to the container's limit."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = cpu_max.read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
-        return cores
 
 
 def serves_on_gpu(machine: Machine, *, config: Mapping[str, str], model_config: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
-"""Settings of TorchServe's frontend that bring its cost of a request down, and the config.properties that has them.
+"""Settings of TorchServe's frontend that spare it work for each request, and the config.properties that has them.
 
-Each was measured alone (docs/tuning.md); what did not help, or only by giving up something, is not here.
+docs/tuning.md has what each does alone: little, within the noise of that machine. What gives up something is not here.
 """
 
 from dataclasses import dataclass

@@ -39,9 +39,6 @@ class Headers:
     def get_request_properties(self) -> dict:
         return {"body": {"content-type": "application/json"}}
 
-    def get_request_property(self, name: str) -> object:
-        return self.get_request_properties().get(name)
-
 
 def fuzz(data: bytes) -> None:
     """Raises what no client may cause."""

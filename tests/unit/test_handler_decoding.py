@@ -1,11 +1,13 @@
 """Decoding on several threads: the same answers as on one, in order, each for itself, within one image's memory."""
 
+import struct
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 import handler.decoding
 from handler.decoding import Decoder
@@ -103,6 +105,16 @@ def test_a_lost_gpu_ends_the_worker_from_whichever_thread_finds_it(images, monke
     monkeypatch.setattr(handler.decoding, "pixels_from_bytes", fail)
     with pytest.raises(SystemExit):
         make_decoder(threads=4).decode([ask(each) for each in images])
+
+
+def test_peeking_does_not_unpack_what_decoding_would_refuse(encode):
+    png = encode(Image.new("RGB", (16, 16)), "PNG")
+    payload = b"a\0\0" + zlib.compress(bytes(1_000_000))
+    profile = struct.pack("!I", len(payload)) + b"iCCP" + payload + struct.pack("!I", zlib.crc32(b"iCCP" + payload))
+    start = png.index(b"IDAT") - 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PngImagePlugin.PngStream, "chunk_iCCP", lambda *args: pytest.fail("a profile was unpacked"))
+        assert peek_pixels(png[:start] + profile * 1000 + png[start:]) == 0
 
 
 def test_an_unreadable_header_counts_for_nothing(images):

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from handler.settings import HandlerSettings, count_cores, count_threads, read_settings
+from handler.settings import HandlerSettings, count_threads, read_settings
+from model.cores import count_cores
 from model.errors import SpecError
 
 
