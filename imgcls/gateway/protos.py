@@ -1,0 +1,33 @@
+"""What every Envoy resource needs: its type's URL, and durations and fractions as Envoy's JSON writes them."""
+
+from typing import Any
+
+Resource = dict[str, Any]
+
+TYPES = "type.googleapis.com/envoy"
+HUNDREDTHS = "TEN_THOUSAND"  # a fraction's denominator: hundredths of a percent
+
+
+def typed(kind: str, /, **fields: Any) -> Resource:
+    """Returns a message with its type, such as `config.route.v3.RouteConfiguration`."""
+    return {"@type": f"{TYPES}.{kind}", **fields}
+
+
+def extension(name: str, message: Resource) -> Resource:
+    """Returns an entry of a list of filters, loggers or monitors."""
+    return {"name": name, "typed_config": message}
+
+
+def duration(seconds: float) -> str:
+    """Returns a duration as protobuf's JSON has it."""
+    return f"{seconds:.3f}s"
+
+
+def fraction(percent: float) -> Resource:
+    """Returns a runtime fraction of requests; Envoy compares one random number of a request with all of them."""
+    return {"default_value": {"numerator": round(percent * 100), "denominator": HUNDREDTHS}}
+
+
+def header(name: str, value: str, *, action: str = "OVERWRITE_IF_EXISTS_OR_ADD") -> Resource:
+    """Returns a header to be set."""
+    return {"header": {"key": name, "value": value}, "append_action": action}

@@ -1,0 +1,191 @@
+"""The table: which versions of which models there shall be, with how many workers, and which gets which requests.
+
+It is the one wish that everything follows: Envoy's routes are generated from it, TorchServe's models are reconciled
+with it, and a rollout is a series of changes to it. One file, replaced atomically, changed under a lock.
+"""
+
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from imgcls.files import write_atomic
+from imgcls.gateway.errors import BusyError, TableError
+from imgcls.gateway.settings import describe_invalid
+
+TABLE_FILE = "table.json"
+WHOLE = 100.0
+STEPS_PER_PERCENT = 100  # Envoy's fractions: a weight has two decimals
+Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Version(_Row):
+    """One version of a model that TorchServe shall have, whether or not it gets requests."""
+
+    version: str
+    archive: str  # the file's name in the gateway's store
+    tree_sha256: str  # of its content
+    workers: Annotated[int, Field(ge=0)]  # on each server
+    min_ready: Annotated[int, Field(ge=1)] = 1  # fewer READY workers, on all servers together, and it is not ready
+    weight: Percent = 0.0  # of the model's requests
+    servers: tuple[str, ...] | None = None  # which have it; None: all
+
+
+class Shadow(_Row):
+    """A version that gets copies of requests; its answers are recorded and thrown away."""
+
+    version: str
+    percent: Percent
+
+
+class Model(_Row):
+    """A model's versions; the weights are 100 together."""
+
+    name: str
+    default: str  # what TorchServe itself answers with where nothing says a version, as for gRPC
+    versions: Annotated[tuple[Version, ...], Field(min_length=1)]
+    shadow: Shadow | None = None
+    is_recorded: bool = False  # answers go into the access log, for a rollout to compare
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [row.version for row in self.versions]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.name}: versions are {', '.join(names)}; expected each once")
+        total = round(sum(row.weight for row in self.versions), 2)
+        if total != WHOLE:
+            raise ValueError(f"{self.name}: weights are {total:g} together; expected 100")
+        for what, version in (("default", self.default), ("shadow", self.shadow.version if self.shadow else None)):
+            if version is not None and version not in names:
+                raise ValueError(f"{self.name}: {what} is {version}; expected one of {', '.join(names)}")
+        return self
+
+    def find(self, version: str) -> Version | None:
+        """Returns a version's row, None where there is none."""
+        return next((row for row in self.versions if row.version == version), None)
+
+    def with_version(self, row: Version) -> "Model":
+        """Returns the model with a version added, or replaced; weights are not looked at until it is written."""
+        others = tuple(other for other in self.versions if other.version != row.version)
+        return self.model_copy(update={"versions": (*others, row)})
+
+    def without(self, version: str) -> "Model":
+        """Returns the model without a version."""
+        shadow = None if self.shadow and self.shadow.version == version else self.shadow
+        rows = tuple(row for row in self.versions if row.version != version)
+        return self.model_copy(update={"versions": rows, "shadow": shadow})
+
+    def with_weights(self, weights: dict[str, float]) -> "Model":
+        """Returns the model with these weights, and 0 for every version that is not named."""
+        rows = tuple(row.model_copy(update={"weight": weights.get(row.version, 0.0)}) for row in self.versions)
+        return self.model_copy(update={"versions": rows})
+
+
+class Table(_Row):
+    """All models; `generation` grows with every change, and names it."""
+
+    generation: Annotated[int, Field(ge=0)] = 0
+    models: tuple[Model, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [model.name for model in self.models]
+        if len(set(names)) != len(names):
+            raise ValueError(f"models are {', '.join(names)}; expected each once")
+        return self
+
+    def find(self, name: str) -> Model | None:
+        """Returns a model, None where there is none."""
+        return next((model for model in self.models if model.name == name), None)
+
+    def get(self, name: str) -> Model:
+        """Returns a model.
+
+        Raises:
+            TableError: there is none of this name.
+        """
+        model = self.find(name)
+        if model is None:
+            known = ", ".join(model.name for model in self.models) or "none"
+            raise TableError(f"no model {name!r} is served; there is {known}")
+        return model
+
+    def with_model(self, model: Model) -> "Table":
+        """Returns the table with a model added, or replaced in its place."""
+        if self.find(model.name) is None:
+            return self.model_copy(update={"models": (*self.models, model)})
+        return self.model_copy(
+            update={"models": tuple(model if other.name == model.name else other for other in self.models)}
+        )
+
+
+class TableFile:
+    """The table on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> Table:
+        """Returns the table; an empty one where there is no file.
+
+        Raises:
+            TableError: the file is broken.
+        """
+        try:
+            return Table.model_validate_json(self.path.read_bytes())
+        except FileNotFoundError:
+            return Table()
+        except OSError as err:
+            raise TableError(f"{self.path}: cannot be read ({err})") from err
+        except ValidationError as err:
+            raise TableError(
+                f"{self.path}: is broken: {describe_invalid(err)}; restore a copy, or move it away and serve anew"
+            ) from err
+
+    def change(self, change: Callable[[Table], Table]) -> Table:
+        """Reads, changes and writes the table, with nobody in between.
+
+        Raises:
+            TableError: the file is broken, or the change would leave it so; it stays as it was.
+            OSError: it cannot be written.
+        """
+        with self.lock():
+            before = self.read()
+            after = change(before)
+            if after == before:
+                return before
+            try:  # copies are not validated
+                checked = Table.model_validate(after.model_dump() | {"generation": before.generation + 1})
+            except ValidationError as err:
+                raise TableError(f"the table would be broken: {describe_invalid(err)}") from err
+            write_atomic(self.path, checked.model_dump_json(indent=2) + "\n")
+            return checked
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Waits for its turn to change the table; the kernel lets go when a process ends, however it does."""
+        with self.path.with_suffix(".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+@contextmanager
+def exclusive(path: Path, *, busy: str) -> Iterator[None]:
+    """Holds a lock file for as long as a long piece of work takes.
+
+    Raises:
+        BusyError: another process holds it; `busy` says what that means.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            raise BusyError(busy) from err
+        yield

@@ -1,0 +1,1 @@
+"""Rolling a new version without losing a request."""
