@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imgcls.cli.gateway_process import gateway_of, scale_gateway, serve_gateway, stop_gateway, tell_gateway
+from imgcls.errors import UsageError
+
 if TYPE_CHECKING:
     from imgcls.serving.state import ServerState, StateFolder
 
@@ -60,6 +63,17 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    gateway: Annotated[
+        bool, typer.Option("--gateway", help="Put Envoy in front, and keep both alive; needed to roll versions.")
+    ] = False,
+    gateway_config: Annotated[
+        Path | None,
+        typer.Option(help="The gateway's settings. [default: gateway.yaml, where there is one]", show_default=False),
+    ] = None,
+    gateway_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="The one public port. 0: a free one. [default: the file's, 8000]"),
+    ] = None,
 ) -> None:
     """Starts TorchServe with an archive and waits until ready.
 
@@ -82,6 +96,11 @@ def serve(
         timeout_s=timeout_s,
         dies_with_parent=foreground,
     )
+    if gateway:
+        serve_gateway(options, settings_file=gateway_config, port=gateway_port, is_foreground=foreground)
+        return
+    if gateway_config is not None or gateway_port is not None:
+        raise UsageError("--gateway-config and --gateway-port are of the gateway; add --gateway")
     try:
         with _worker_output_shown():
             serve_archive(
@@ -109,6 +128,9 @@ def status(
     from imgcls.serving.report import describe_server
     from imgcls.serving.state import StateFolder
 
+    if (gateway := gateway_of(state)) is not None:
+        tell_gateway(gateway, as_json=as_json)
+        return
     report = describe_server(StateFolder(state))
     print(json.dumps(report.as_dict(), indent=2) if as_json else report.as_text())
     if not report.is_ready:
@@ -119,6 +141,9 @@ def scale(
     workers: Annotated[int, typer.Argument(min=1, help="How many worker processes.")],
     *,
     name: Annotated[str | None, typer.Option(help="The model. [default: the one that was served]")] = None,
+    version: Annotated[
+        str | None, typer.Option(help="Behind a gateway: which version of it. [default: the default one]")
+    ] = None,
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds until all must be ready.")] = 180,
     state: StateOption = STATE,
 ) -> None:
@@ -129,6 +154,11 @@ def scale(
     from imgcls.serving.server import scale as scale_server
     from imgcls.serving.state import StateFolder
 
+    if (gateway := gateway_of(state)) is not None:
+        scale_gateway(gateway, workers, name=name, version=version, timeout_s=timeout_s)
+        return
+    if version is not None:
+        raise UsageError("--version is of a gateway, which serves several; start one with imgcls serve --gateway")
     with _worker_output_shown():
         model = scale_server(StateFolder(state), workers, name=name, timeout_s=timeout_s, on_progress=_tell)
     _tell("note: the threads of each worker stay as they were when the server started")
@@ -143,6 +173,9 @@ def stop(*, state: StateOption = STATE) -> None:
     from imgcls.serving.server import stop as stop_server
     from imgcls.serving.state import StateFolder
 
+    if (gateway := gateway_of(state)) is not None:
+        stop_gateway(gateway)
+        return
     folder = StateFolder(state)
     print("stopped" if stop_server(folder) else f"no server was running with the state folder {folder.path}")
 

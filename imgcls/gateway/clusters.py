@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgcls.gateway.protos import Resource, duration, extension, header, typed
+from imgcls.gateway.protos import Resource, duration, extension, header, lua_filter, typed
 from imgcls.gateway.settings import Limits
 
 SHADOW = "shadow"  # the cluster that leads to the internal listener for copies
@@ -84,6 +84,7 @@ def version_cluster(model: str, version: str, *, limits: Limits, servers: int, e
                 {"http_protocol_options": {}},
                 request=[_authorization()],
                 response=[header(MODEL_HEADER, model), header(VERSION_HEADER, version)],
+                filters=[lua_filter("imgcls.worker", "worker.lua")],
             )
         },
     )
@@ -139,7 +140,9 @@ def _authorization() -> Resource:
     return header("authorization", "%UPSTREAM_METADATA(imgcls:authorization)%")
 
 
-def _http_options(protocol: Resource, *, request: list[Resource], response: list[Resource]) -> Resource:
+def _http_options(
+    protocol: Resource, *, request: list[Resource], response: list[Resource], filters: Sequence[Resource] = ()
+) -> Resource:
     mutations = {
         "request_mutations": [{"append": entry} for entry in request],
         "response_mutations": [{"append": entry} for entry in response],
@@ -148,6 +151,7 @@ def _http_options(protocol: Resource, *, request: list[Resource], response: list
         "extensions.upstreams.http.v3.HttpProtocolOptions",
         explicit_http_config=protocol,
         http_filters=[
+            *filters,
             extension(
                 "envoy.filters.http.header_mutation",
                 typed("extensions.filters.http.header_mutation.v3.HeaderMutation", mutations=mutations),

@@ -1,9 +1,7 @@
 """One Envoy: finding the program, checking its configuration, and asking its administration over a Unix socket."""
 
-import http.client
 import json
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -13,8 +11,8 @@ from typing import Any
 from urllib.parse import quote
 
 from imgcls.gateway.errors import EnvoyError
+from imgcls.gateway.unix_http import ask
 
-TIMEOUT_S = 5.0
 VALIDATE_TIMEOUT_S = 30.0
 POLL_S = 0.02
 FLUSH_MS = 100  # the access log; a verdict waits for it
@@ -114,34 +112,17 @@ class Admin:
         """Has it answer what is in flight, close connections after their next answer, and take no new ones."""
         self._request("POST", "/drain_listeners?graceful&skip_exit")
 
-    def _request(self, method: str, path: str) -> str:
-        connection = _UnixConnection(self.path)
+    def _request(self, method: str, target: str) -> str:
         try:
-            connection.request(method, path)
-            response = connection.getresponse()
-            body = response.read().decode(errors="replace")
-        except (OSError, http.client.HTTPException) as err:
+            status, body = ask(self.path, target, method=method)
+        except OSError as err:
             raise EnvoyError(
-                f"{self.path}: Envoy does not answer ({err!r}); imgcls status tells whether it runs"
+                f"{self.path}: Envoy does not answer ({err}); imgcls status tells whether it runs"
             ) from err
-        finally:
-            connection.close()
-        if response.status not in (200, 503):  # /ready says 503 until it is
-            raise EnvoyError(f"{self.path}: Envoy refused {path} with {response.status}: {body.strip()[:200]}")
-        return body
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket, which requests has no way for."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("envoy", timeout=TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT_S)
-        self.sock.connect(str(self._path))
+        text = body.decode(errors="replace")
+        if status not in (200, 503):  # /ready says 503 until it is
+            raise EnvoyError(f"{self.path}: Envoy refused {target} with {status}: {text.strip()[:200]}")
+        return text
 
 
 def wait_for(condition: Callable[[], bool], *, timeout_s: float, what: str) -> None:

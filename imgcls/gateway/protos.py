@@ -1,5 +1,7 @@
 """What every Envoy resource needs: its type's URL, and durations and fractions as Envoy's JSON writes them."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 Resource = dict[str, Any]
@@ -31,3 +33,17 @@ def fraction(percent: float) -> Resource:
 def header(name: str, value: str, *, action: str = "OVERWRITE_IF_EXISTS_OR_ADD") -> Resource:
     """Returns a header to be set."""
     return {"header": {"key": name, "value": value}, "append_action": action}
+
+
+def lua_filter(name: str, script: str, *, values: Mapping[str, str] | None = None) -> Resource:
+    """Returns a filter that runs a script of the folder `lua`.
+
+    Args:
+        name: of the filter.
+        script: the file.
+        values: what replaces `${KEY}` in it.
+    """
+    text = (Path(__file__).parent / "lua" / script).read_text(encoding="utf-8")
+    for key, value in (values or {}).items():
+        text = text.replace(f"${{{key}}}", value)
+    return extension(name, typed("extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": text}))

@@ -117,6 +117,19 @@ class Table(_Row):
             raise TableError(f"no model {name!r} is served; there is {known}")
         return model
 
+    def choose(self, name: str | None) -> Model:
+        """Returns the model of this name, or the only one where none is named.
+
+        Raises:
+            TableError: there is none, or several are there to choose from.
+        """
+        if name is not None:
+            return self.get(name)
+        if len(self.models) == 1:
+            return self.models[0]
+        known = ", ".join(model.name for model in self.models) or "none"
+        raise TableError(f"no model is named, and there is {known}; name one with --name")
+
     def with_model(self, model: Model) -> "Table":
         """Returns the table with a model added, or replaced in its place."""
         if self.find(model.name) is None:

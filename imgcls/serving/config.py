@@ -27,6 +27,7 @@ class Overlay:
     model_store: Path
     ports: Ports
     workers: int | None = None
+    model_api: bool = False
 
 
 def read_config(path: Path) -> dict[str, str]:
@@ -89,6 +90,8 @@ def merge_config(config: Mapping[str, str], overlay: Overlay, *, folder: Path) -
         merged.setdefault(key.replace("_port", "_address"), "127.0.0.1")
     merged["model_store"] = str(overlay.model_store.resolve())
     merged["enable_envvars_config"] = "false"  # TS_* variables would override this file
+    if overlay.model_api:
+        merged["enable_model_api"] = "true"
     if overlay.workers is not None:
         merged["default_workers_per_model"] = str(overlay.workers)
     return merged

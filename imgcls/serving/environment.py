@@ -1,6 +1,6 @@
 """The environment of a server's processes: the caller's, without what would silently override the configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from handler.packed import STORE_VARIABLE
@@ -26,6 +26,7 @@ def serving_environment(
     workers: int | None = None,
     trust: Path | None = None,
     store: Path | None = None,
+    gpus: Sequence[int] | None = None,
 ) -> dict[str, str]:
     """Returns the environment that `imgcls serve` starts TorchServe with.
 
@@ -37,6 +38,7 @@ def serving_environment(
         workers: how many were asked for at start, by which each worker's threads go; None: the archive's minWorkers.
         trust: the trust file that holds, absolute; None: there is none, and each worker checks hashes.
         store: the model store, absolute, where each worker looks for the file that it was unpacked from.
+        gpus: the numbers of those that it may see; None: all.
     """
     dropped = {TRUST_VARIABLE, STORE_VARIABLE, *overriding_variables(environment)}
     kept = {name: value for name, value in environment.items() if name not in dropped}
@@ -46,5 +48,7 @@ def serving_environment(
         kept[TRUST_VARIABLE] = str(trust)
     if store is not None:
         kept[STORE_VARIABLE] = str(store)
+    if gpus is not None:
+        kept["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
     kept["ORT_DISABLE_TELEMETRY"] = "1"  # TorchServe's base handler imports onnxruntime, which would report home
     return kept | {"TMPDIR": str(temporary), "TEMP": str(temporary), "PYTHONUNBUFFERED": "1"}

@@ -9,6 +9,8 @@ ServingError
 ├── NotReadyError        not READY and right within the timeout
 │   └── WorkerFailedError    a worker died while loading; `details` holds its own traceback
 └── ManagementError      the management API refused, or did not answer
+    ├── NotRegisteredError      there is no such model or version
+    └── AlreadyRegisteredError  the version is there already
 """
 
 from imgcls.errors import ServingError
@@ -53,3 +55,11 @@ class WorkerFailedError(NotReadyError):
 
 class ManagementError(ServingError):
     """The management API refused a request, or did not answer it."""
+
+
+class NotRegisteredError(ManagementError):
+    """There is no such model or version."""
+
+
+class AlreadyRegisteredError(ManagementError):
+    """The version is there already."""

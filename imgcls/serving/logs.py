@@ -85,17 +85,24 @@ def size_of(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def has_failure(server_log: Path, *, offset: int = 0) -> bool:
-    """Tells whether a worker has failed to start since `offset` bytes of ts_log."""
-    return any(FAILURE.search(line) for line in read_lines(server_log, offset=offset))
+def has_failure(server_log: Path, *, offset: int = 0, version: str = "") -> bool:
+    """Tells whether a worker has failed to start since `offset` bytes of ts_log.
+
+    Args:
+        server_log: ts_log.
+        offset: where to begin.
+        version: `MODEL_VERSION`, whose workers alone count; all workers where it is empty.
+    """
+    lines = read_lines(server_log, offset=offset)
+    return any(FAILURE.search(line) and _is_of(line, version) for line in lines)
 
 
-def find_failure(model_log: Path, server_log: Path, *, offset: int = 0) -> WorkerFailure:
+def find_failure(model_log: Path, server_log: Path, *, offset: int = 0, version: str = "") -> WorkerFailure:
     """Returns why a worker failed, from what it wrote since `offset` bytes of model_log.
 
     A worker that was killed, for lack of memory for instance, has written nothing: then TorchServe's words must do.
     """
-    said = last_worker_lines(read_lines(model_log, offset=offset))
+    said = last_worker_lines([line for line in read_lines(model_log, offset=offset) if _is_of(line, version)])
     if not said:
         words = _failure_lines(server_log)
         is_refused = "Failed to load model" in words  # the frontend's words: no worker was started
@@ -181,6 +188,11 @@ def read_lines(path: Path, *, offset: int = 0) -> list[str]:
     with path.open("rb") as file:
         file.seek(offset if offset <= size_of(path) else 0)
         return file.read().decode(errors="replace").splitlines()
+
+
+def _is_of(line: str, version: str) -> bool:
+    """Tells whether a worker of a version wrote a line, or its thread in the frontend did."""
+    return not version or re.search(rf" W-\d+-{re.escape(version)}(-std(out|err))? ", line) is not None
 
 
 def _failure_lines(server_log: Path) -> str:

@@ -7,10 +7,12 @@ import requests
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.alias_generators import to_camel
 
-from imgcls.serving.errors import ManagementError
+from imgcls.serving.errors import AlreadyRegisteredError, ManagementError, NotRegisteredError
 
 TIMEOUT_S = 10.0
+UNREGISTER_TIMEOUT_S = 130.0  # TorchServe waits up to 120 s for the workers' end
 READY = "READY"
+_KINDS: dict[int, type[ManagementError]] = {404: NotRegisteredError, 409: AlreadyRegisteredError}
 
 
 class _Answer(BaseModel):
@@ -113,13 +115,42 @@ class Management:
         answer = self._request("GET", "/models")
         return [entry["modelName"] for entry in answer.get("models", [])]
 
-    def scale(self, name: str, workers: int) -> None:
+    def scale(self, name: str, workers: int, *, version: str | None = None) -> None:
         """Asks for a number of workers and returns at once; a worker that is taken away drops its batch in flight.
 
         Raises:
             ManagementError: refused, or nobody answers.
         """
-        self._request("PUT", f"/models/{name}", params={"min_worker": workers, "max_worker": workers})
+        path = f"/models/{name}" + (f"/{version}" if version else "")
+        self._request("PUT", path, params={"min_worker": workers, "max_worker": workers})
+
+    def register(self, file: str) -> None:
+        """Registers an archive of the model store and returns at once; its workers, as many as it wants, are starting.
+
+        Args:
+            file: its name in the model store.
+
+        Raises:
+            AlreadyRegisteredError: this version of the model is there already.
+            ManagementError: the file is not there or broken, registering is switched off, or nobody answers.
+        """
+        self._request("POST", "/models", params={"url": file, "initial_workers": 1, "synchronous": "false"})
+
+    def unregister(self, name: str, version: str) -> None:
+        """Ends a version's workers, whatever they are at, and forgets it; the file in the model store stays.
+
+        Raises:
+            ManagementError: it is the default version and others are there, or nobody answers.
+        """
+        self._request("DELETE", f"/models/{name}/{version}", timeout_s=UNREGISTER_TIMEOUT_S)
+
+    def set_default(self, name: str, version: str) -> None:
+        """Makes a version the one that answers where none is named, as over gRPC; it is not looked at.
+
+        Raises:
+            ManagementError: there is no such version, or nobody answers.
+        """
+        self._request("PUT", f"/models/{name}/{version}/set-default")
 
     def _describe(self, path: str) -> tuple[ModelStatus, ...]:
         answer = self._request("GET", path)
@@ -128,9 +159,12 @@ class Management:
         except ValidationError as err:
             raise ManagementError(f"{self.url}{path}: got an answer that is not TorchServe 0.12's: {err!r}") from err
 
-    def _request(self, method: str, path: str, *, params: dict[str, Any] | None = None) -> Any:
+    def _request(
+        self, method: str, path: str, *, params: dict[str, Any] | None = None, timeout_s: float | None = None
+    ) -> Any:
+        timeout_s = timeout_s or self.timeout_s
         try:
-            response = self._session.request(method, self.url + path, params=params, timeout=self.timeout_s)
+            response = self._session.request(method, self.url + path, params=params, timeout=timeout_s)
             answer = response.json()
         except requests.JSONDecodeError as err:
             raise ManagementError(
@@ -142,5 +176,6 @@ class Management:
             ) from err
         if not response.ok:
             message = answer.get("message", answer) if isinstance(answer, dict) else answer
-            raise ManagementError(f"{self.url}{path}: refused with {response.status_code}: {message}")
+            kind = _KINDS.get(response.status_code, ManagementError)
+            raise kind(f"{self.url}{path}: refused with {response.status_code}: {message}")
         return answer

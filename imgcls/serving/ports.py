@@ -35,6 +35,11 @@ def ports_from(first: int) -> Ports:
     return Ports(**{name: first + offset for offset, name in enumerate(Ports.model_fields)})
 
 
+def free_port() -> int:
+    """Returns a port that nobody listens on now."""
+    return _find_free(1)[0]
+
+
 def is_free(port: int) -> bool:
     """Tells whether a server could listen on this port of the loopback now."""
     with socket.socket() as probe:

@@ -56,8 +56,13 @@ def launch(
             start_new_session=True,
             preexec_fn=_death_signal_setter() if dies_with_parent and sys.platform == "linux" else None,
         )
-    _launched.append(process)
+    keep(process)
     return process
+
+
+def keep(process: subprocess.Popen[bytes]) -> None:
+    """Holds on to a process that shall run on after we are gone."""
+    _launched.append(process)
 
 
 def end_all(server_id: str, *, frontend: psutil.Process | None, grace_s: float = GRACE_S) -> int:

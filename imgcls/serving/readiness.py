@@ -21,19 +21,27 @@ LOG_FLUSH_S = 0.5  # between TorchServe's notice of a dead worker and the last l
 
 
 class LogWatch:
-    """Sees a worker fail in the logs of one server, from the moment that the watch is made."""
+    """Sees a worker fail in the logs of one server, from the moment that the watch is made.
 
-    def __init__(self, folder: StateFolder) -> None:
+    Args:
+        folder: of the server.
+        version: `MODEL_VERSION`, whose workers alone count; all workers where it is empty.
+    """
+
+    def __init__(self, folder: StateFolder, *, version: str = "") -> None:
         self._folder = folder
+        self._version = version
         self._model_offset = logs.size_of(folder.model_log)
         self._server_offset = logs.size_of(folder.server_log)
 
     def raise_failure(self, what: str) -> None:
         """Raises WorkerFailedError, with the worker's own words, if one has failed to start since."""
-        if not logs.has_failure(self._folder.server_log, offset=self._server_offset):
+        if not logs.has_failure(self._folder.server_log, offset=self._server_offset, version=self._version):
             return
         time.sleep(LOG_FLUSH_S)
-        failure = logs.find_failure(self._folder.model_log, self._folder.server_log, offset=self._model_offset)
+        failure = logs.find_failure(
+            self._folder.model_log, self._folder.server_log, offset=self._model_offset, version=self._version
+        )
         raise WorkerFailedError(
             f"{what}: a worker could not load the model: {failure.reason}; see {self._folder.model_log}",
             details=failure.details,
@@ -46,6 +54,7 @@ def wait_for_workers(
     *,
     watch: LogWatch,
     deadline_s: float,
+    version: str | None = None,
     workers: int | None = None,
     check_alive: Callable[[], None] = lambda: None,
     on_progress: Callable[[str], None] = lambda text: None,
@@ -57,6 +66,7 @@ def wait_for_workers(
         name: of the model.
         watch: made before the workers were started.
         deadline_s: until when to wait, on time.monotonic().
+        version: of the model; default: its default version.
         workers: how many are wanted; default: as many as the model's minWorkers says.
         check_alive: raises when the server's process has ended.
         on_progress: told what is waited for, whenever that changes.
@@ -65,17 +75,17 @@ def wait_for_workers(
         WorkerFailedError: a worker has died while loading.
         NotReadyError: the deadline has passed.
     """
-    said = ""
+    said, what = "", f"{name} {version}" if version else name
     while True:
         check_alive()
-        watch.raise_failure(name)
-        status, now = _look(management, name)
+        watch.raise_failure(what)
+        status, now = _look(management, name, version)
         if status is not None and status.is_ready and workers in (None, status.ready_workers):
             return status
         if now != said:
             on_progress(said := now)
         if time.monotonic() > deadline_s:
-            raise NotReadyError(f"{name}: not ready in time: {now}; give it longer with --timeout, or see the logs")
+            raise NotReadyError(f"{what}: not ready in time: {now}; give it longer with --timeout, or see the logs")
         time.sleep(POLL_S)
 
 
@@ -95,9 +105,9 @@ def check_golden(client: Client, golden: Sequence[GoldenItem], *, where: Path) -
             raise NotReadyError(f"{where}: golden input {mismatch}; this server does not compute what was tested")
 
 
-def _look(management: Management, name: str) -> tuple[ModelStatus | None, str]:
+def _look(management: Management, name: str, version: str | None) -> tuple[ModelStatus | None, str]:
     try:
-        status = management.describe(name)
+        status = management.describe(name, version=version)
     except ManagementError:
         return None, "waiting for TorchServe"
     return status, f"{status.ready_workers} of {max(status.min_workers, len(status.workers))} workers READY"

@@ -52,7 +52,10 @@ class ServeOptions:
     trust: Path | None = None  # None: $IMGCLS_TRUST, else trust.yaml beside the configuration, else `hash`
     python: Path = Path(sys.executable)  # what the workers run on
     timeout_s: float = DEFAULT_TIMEOUT_S
-    dies_with_parent: bool = False
+    dies_with_parent: bool = False  # when the thread that started it ends, that is
+    model_api: bool = False  # versions may be registered and taken away, as behind a gateway
+    gpus: tuple[int, ...] | None = None  # that it may see; None: all
+    checks_packages: bool = True  # False where the same server has run before
 
 
 def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda text: None) -> ServerState:
@@ -91,6 +94,7 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
                     workers=options.workers,
                     trust=trust.file,
                     store=options.archive.absolute().parent,
+                    gpus=options.gpus,
                 ),
                 dies_with_parent=options.dies_with_parent,
             )
@@ -198,7 +202,7 @@ def _check_before(
         *doctor.check_ports(ports),
         *doctor.check_gpus(config, contents.model_config),
         *doctor.check_disk([options.state]),
-        *doctor.check_packages(options.python, names=doctor.QUICK_PACKAGES),
+        *(doctor.check_packages(options.python, names=doctor.QUICK_PACKAGES) if options.checks_packages else ()),
     ]
     if errors := [finding for finding in findings if finding.status == "error"]:
         raise PreflightError("; ".join(f"{finding.detail}: {finding.fix}" for finding in errors))
@@ -210,7 +214,9 @@ def _check_before(
 def _write_configuration(
     options: ServeOptions, *, folder: StateFolder, config: Mapping[str, str], ports: Ports
 ) -> dict[str, str]:
-    overlay = configuration.Overlay(options.archive.parent, ports=ports, workers=options.workers)
+    overlay = configuration.Overlay(
+        options.archive.parent, ports=ports, workers=options.workers, model_api=options.model_api
+    )
     merged = configuration.merge_config(config, overlay, folder=options.config.absolute().parent)
     configuration.write_config(folder.config_file, merged)
     write_atomic(folder.log_config_file, logs.log4j_config())

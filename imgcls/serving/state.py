@@ -96,7 +96,7 @@ class StateFolder:
             ServingError: the folder cannot be made.
         """
         try:
-            self._claim()
+            self.claim()
             file = (self.path / "lock").open("w")
         except OSError as err:
             raise ServingError(
@@ -128,7 +128,7 @@ class StateFolder:
             ServingError: it cannot be made.
         """
         try:
-            self._claim()
+            self.claim()
             self.path.chmod(0o700)  # it holds tokens
             shutil.rmtree(self.logs, ignore_errors=True)
             self.logs.mkdir()
@@ -138,7 +138,13 @@ class StateFolder:
                 f"{self.path}: the state folder cannot be made ({err}); name another with --state"
             ) from err
 
-    def _claim(self) -> None:
+    def claim(self) -> None:
+        """Makes the folder, and marks it as ours.
+
+        Raises:
+            UsageError: it holds files of someone else.
+            OSError: it cannot be made.
+        """
         if self.is_foreign():
             raise UsageError(
                 f"{self.path}: this folder holds files that are not imgcls'; --state wants a folder of its own, "
