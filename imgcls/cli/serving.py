@@ -13,19 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imgcls.cli.gateway_process import gateway_of, scale_gateway, serve_gateway, stop_gateway, tell_gateway
+from imgcls.cli.state import STATE, StateOption
 from imgcls.errors import UsageError
 
 if TYPE_CHECKING:
     from imgcls.serving.state import ServerState, StateFolder
-
-StateOption = Annotated[
-    Path,
-    typer.Option(
-        "--state",
-        help="The server's state folder. It belongs to imgcls, which removes files in it; each server needs its own.",
-    ),
-]
-STATE = Path(".imgcls/serve")
 
 
 def serve(

@@ -96,8 +96,8 @@ def judge(
 
 
 def _golden_problem(golden: Golden | None, now_s: float, max_age_s: float) -> str:
-    if golden is None:
-        return "its golden inputs have not been asked yet"
+    if golden is None:  # READY a moment ago, after its own self-test; the keeper asks at its next look
+        return ""
     if golden.outcome == "wrong":
         return golden.reason
     if now_s - golden.at_s > max_age_s:

@@ -195,13 +195,15 @@ class Keeper(threading.Thread):
             self._short_since_s[key] = now_s
 
     def _ask_golden(self) -> None:
-        """Asks the golden inputs of the version with requests that was asked longest ago, if it is due."""
+        """Asks the golden inputs of the version with workers that was asked longest ago, if it is due."""
         due_s = time.monotonic() - self._gateway.settings.readiness.golden_every_s
         due = [
             (self._asked_s.get((model.name, row.version), 0.0), model.name, row)
             for model in self._gateway.table().models
             for row in model.versions
-            if row.weight > 0 and (row.servers is None or self.member.name in row.servers)
+            if any(
+                each.version == row.version and each.model == model.name and each.ready_workers for each in self.seen
+            )
         ]
         due = [entry for entry in due if entry[0] <= due_s]
         if due:

@@ -2,7 +2,6 @@
 
 import time
 
-from imgcls.gateway.errors import TableError
 from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.member import Progress
 from imgcls.gateway.table import Table, Version
@@ -32,17 +31,11 @@ def scale(
         ServingError: a server is down, or its workers are not READY in time; the table stays changed.
     """
     model = gateway.table().choose(name)
-    row = model.find(version or model.default)
-    if row is None:
-        known = ", ".join(each.version for each in model.versions)
-        raise TableError(f"{model.name} has no version {version!r}; there is {known}")
-    wanted = row.model_copy(update={"workers": workers})
+    wanted = model.get(version or model.default).model_copy(update={"workers": workers})
 
     def change(table: Table) -> Table:
         now = table.get(model.name)
-        before = now.find(wanted.version)
-        if before is None:
-            raise TableError(f"{model.name} {wanted.version} has been taken away in the meantime")
+        now.get(wanted.version)  # it may have been taken away in the meantime
         rows = tuple(
             each.model_copy(update={"workers": workers}) if each.version == wanted.version else each
             for each in now.versions

@@ -71,6 +71,18 @@ class Model(_Row):
         """Returns a version's row, None where there is none."""
         return next((row for row in self.versions if row.version == version), None)
 
+    def get(self, version: str) -> Version:
+        """Returns a version's row.
+
+        Raises:
+            TableError: there is none.
+        """
+        row = self.find(version)
+        if row is None:
+            known = ", ".join(each.version for each in self.versions)
+            raise TableError(f"{self.name} has no version {version!r}; there is {known}")
+        return row
+
     def with_version(self, row: Version) -> "Model":
         """Returns the model with a version added, or replaced; weights are not looked at until it is written."""
         others = tuple(other for other in self.versions if other.version != row.version)

@@ -2,7 +2,10 @@
 
 RolloutError
 ├── PlanError             a plan cannot be read, or asks for something that cannot be     exit 2
-└── LabelsError           a file of labels cannot be read or written
+├── LabelsError           a file of labels cannot be read or written
+├── HookError             what a plan calls around a step failed
+├── StepFailedError       a step found that the new version must not go on
+└── NoRolloutError        there is no rollout that this could be asked of
 """
 
 from imgcls.errors import ImgclsError, UsageError
@@ -20,3 +23,15 @@ class PlanError(RolloutError, UsageError):
 
 class LabelsError(RolloutError):
     """A file of labels cannot be read or written."""
+
+
+class HookError(RolloutError):
+    """What a plan calls around a step failed."""
+
+
+class StepFailedError(RolloutError):
+    """A step found that the new version must not go on."""
+
+
+class NoRolloutError(RolloutError):
+    """There is no rollout that this could be asked of."""

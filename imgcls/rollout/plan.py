@@ -19,9 +19,7 @@ from imgcls.rollout.plan_problems import describe_problem
 from imgcls.rollout.plan_text import write_toml
 from imgcls.rollout.thresholds import Count, Flag, Positive, Seconds, Section, Thresholds
 
-Step = Literal[
-    "verify", "register", "scale", "ready", "golden", "shadow", "canary", "promote", "drain", "retire", "abort"
-]
+Step = Literal["verify", "load", "golden", "shadow", "canary", "promote", "drain", "keep-warm", "retire", "abort"]
 HOOK_POINTS = tuple(f"{when}_{step}" for step in get_args(Step) for when in ("before", "after"))
 
 

@@ -1,0 +1,214 @@
+"""What the commands do with rollouts: begin or continue one, ask a running one for something, go back to a version."""
+
+import getpass
+import socket
+import time
+import uuid
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from imgcls.archive.contents import read_contents
+from imgcls.gateway.errors import BusyError
+from imgcls.gateway.folder import GatewayFolder
+from imgcls.gateway.gateway import Gateway
+from imgcls.gateway.table import WHOLE, Model, exclusive
+from imgcls.rollout.engine import Engine, OnChange
+from imgcls.rollout.errors import NoRolloutError, RolloutError
+from imgcls.rollout.plan import Plan, Shadow
+from imgcls.rollout.state import Release, RolloutFiles, RolloutState, StepState
+
+ABORT_TIMEOUT_S = 300.0
+BUSY = "another process runs a rollout here; see imgcls rollout status, and ask it with pause, promote or abort"
+
+
+class Rollouts:
+    """The rollouts of one gateway."""
+
+    def __init__(self, folder: GatewayFolder) -> None:
+        self.supervisor = folder.read_running()
+        self.gateway = Gateway.of(folder, self.supervisor)
+        self.files = RolloutFiles(folder.rollout)
+
+    def start(self, archive: Path | None, plan: Plan, *, on_change: OnChange) -> RolloutState:
+        """Begins a rollout, or continues the one that a killed process has left.
+
+        Args:
+            archive: of the new version; None: continue.
+            plan: of a new rollout; one that is continued keeps its own.
+            on_change: see Engine.
+
+        Raises:
+            BusyError: another process runs a rollout.
+            RolloutError: there is nothing to continue, or something else has to be finished first.
+            ServingError: see Engine.run.
+        """
+        with self._lock():
+            last = self.files.read()
+            if last is not None and not last.is_finished:
+                if archive is not None and str(archive.absolute()) != last.source:
+                    raise RolloutError(
+                        f"the rollout of {last.source} is {last.status}; continue it with imgcls rollout start, or end "
+                        "it with imgcls rollout abort, before another one"
+                    )
+                return self._engine(on_change).run(last)
+            if archive is None:
+                raise NoRolloutError("there is no rollout to continue; name an archive to begin one")
+            state = new_rollout(
+                self.gateway.table().get(read_contents(archive).name), archive.absolute(), plan, operator=operator()
+            )
+            self.files.write(state)
+            return self._engine(on_change).run(state)
+
+    def undo(self, version: str | None, *, model: str | None, on_change: OnChange) -> RolloutState:
+        """Goes back to a version of the history: to the one before, unless named.
+
+        A rollout that is under way is aborted instead, when its stable version is meant.
+
+        Raises:
+            BusyError: another process runs a rollout.
+            RolloutError: the history has no such version.
+        """
+        last = self.files.read()
+        if last is not None and not last.is_finished and version in (None, last.stable.version):
+            return self.abort(on_change=on_change)
+        with self._lock():
+            row = self.gateway.table().choose(model)
+            release = find_release(self.history(), version, model=row.name, now=row.default)
+            source = self.gateway.folder.store.path(release.archive)
+            if not source.is_file():
+                raise RolloutError(f"{source}: the archive of {release.version} is gone; roll it from a copy")
+            plan = Plan(shadow=Shadow(percent=0.0), keep_warm_s=0.0, workers=release.workers)
+            state = new_rollout(row, source, plan, operator=operator(), is_undo=True)
+            self.files.write(state)
+            return self._engine(on_change).run(state)
+
+    def ask(self, request: str) -> RolloutState:
+        """Asks the process that runs a rollout to pause, or to go on.
+
+        Raises:
+            NoRolloutError: no rollout is under way, or no process runs it.
+        """
+        state = self._unfinished()
+        if not self.is_run():
+            raise NoRolloutError(
+                f"the rollout of {state.source} is {state.status}, and no process runs it; continue it with imgcls "
+                "rollout start, or end it with imgcls rollout abort"
+            )
+        self.files.put_request(request)
+        return state
+
+    def abort(self, *, on_change: OnChange) -> RolloutState:
+        """Gives every request back to the stable version: by the process that runs the rollout, or else by this one.
+
+        Raises:
+            NoRolloutError: no rollout is under way.
+            RolloutError: the process that runs it does not do it.
+        """
+        state = self._unfinished()
+        try:
+            with self._lock():
+                return self._engine(on_change).roll_back(self._unfinished(), f"aborted by {operator()}")
+        except BusyError:
+            self.files.put_request("abort")
+        deadline_s = time.monotonic() + ABORT_TIMEOUT_S
+        while time.monotonic() < deadline_s:
+            now = self.files.read()
+            if now is not None and now.id == state.id and now.is_finished:
+                return now
+            if not self.is_run():  # it was killed meanwhile
+                return self.abort(on_change=on_change)
+            time.sleep(0.1)
+        raise RolloutError(f"the rollout was asked to abort and has not within {ABORT_TIMEOUT_S:g} s; see its log")
+
+    def history(self) -> list[dict[str, object]]:
+        """Returns the versions that got all requests, oldest first."""
+        return self.files.read_lines(self.files.history_file)
+
+    def is_run(self) -> bool:
+        """Whether a process runs a rollout now."""
+        try:
+            with self._lock():
+                return False
+        except BusyError:
+            return True
+
+    def _unfinished(self) -> RolloutState:
+        state = self.files.read()
+        if state is None or state.is_finished:
+            raise NoRolloutError("no rollout is under way; imgcls rollout history shows those that ended")
+        return state
+
+    def _engine(self, on_change: OnChange) -> Engine:
+        return Engine(self.gateway, self.files, trust=self.supervisor.trust, operator=operator(), on_change=on_change)
+
+    def _lock(self) -> AbstractContextManager[None]:
+        return exclusive(self.files.lock_file, busy=BUSY)
+
+
+def new_rollout(model: Model, archive: Path, plan: Plan, *, operator: str, is_undo: bool = False) -> RolloutState:
+    """Returns a rollout that has not begun.
+
+    Raises:
+        RolloutError: requests are split already, so that there is no one stable version.
+    """
+    serving = [row for row in model.versions if row.weight > 0]
+    if len(serving) != 1 or serving[0].weight != WHOLE:
+        shares = ", ".join(f"{row.version} {row.weight:g} %" for row in serving)
+        raise RolloutError(
+            f"{model.name}: requests are split already ({shares}); give one version all of them with imgcls apply first"
+        )
+    row = serving[0]
+    stable = Release(version=row.version, archive=row.archive, tree_sha256=row.tree_sha256, workers=row.workers)
+    return RolloutState(
+        id=uuid.uuid4().hex[:12],
+        operator=operator,
+        model=model.name,
+        source=str(archive),
+        is_undo=is_undo,
+        stable=stable,
+        plan=plan,
+        steps=steps_of(plan, is_undo=is_undo),
+        created_s=time.time(),
+    )
+
+
+def steps_of(plan: Plan, *, is_undo: bool = False) -> tuple[StepState, ...]:
+    """Returns the steps of a plan; an undo tries nothing on requests, as its version has proved itself."""
+    steps = [StepState(kind="verify"), StepState(kind="load")]
+    if plan.golden:
+        steps.append(StepState(kind="golden"))
+    if not is_undo:
+        if plan.shadow.percent > 0:
+            steps.append(StepState(kind="shadow", hold_s=plan.shadow.hold_s))
+        steps += [StepState(kind="canary", weight=step.weight, hold_s=step.hold_s) for step in plan.canary.steps]
+    steps += [StepState(kind="promote"), StepState(kind="drain")]
+    if plan.keep_warm_s > 0:
+        steps.append(StepState(kind="keep-warm", hold_s=plan.keep_warm_s))
+    return (*steps, StepState(kind="retire"))
+
+
+def find_release(history: list[dict[str, object]], version: str | None, *, model: str, now: str) -> Release:
+    """Returns the newest release of a version in the history; without a version, the one before the present one.
+
+    Raises:
+        RolloutError: there is none.
+    """
+    releases: list[Release] = []
+    for entry in history:
+        if entry.get("model") == model:
+            releases += [Release.model_validate(entry["before"]), Release.model_validate(entry["release"])]
+    if version is None:
+        before = [Release.model_validate(entry["before"]) for entry in history if entry.get("model") == model]
+        if not before:
+            raise RolloutError(f"{model}: no version was rolled yet, so there is none to go back to")
+        return before[-1]
+    found = [release for release in releases if release.version == version]
+    if not found or version == now:
+        known = ", ".join(dict.fromkeys(each.version for each in releases if each.version != now)) or "none"
+        raise RolloutError(f"{model}: cannot go back to {version!r}; the history has {known}, and {now} is served")
+    return found[-1]
+
+
+def operator() -> str:
+    """Returns who runs this: user and host."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
