@@ -92,10 +92,9 @@ def decide(finding: Finding) -> Verdict:
     """Says on which side of its limit the interval lies; NaN, from no samples, lies on none."""
     low, limit, high = finding.bounds.low, finding.limit, finding.bounds.high
     is_beyond, is_within = (low > limit, high <= limit) if finding.is_max else (high < limit, low >= limit)
-    has_enough = finding.samples >= finding.threshold.min_samples
-    if is_beyond and (has_enough or finding.can_fail_early):
+    if is_beyond and finding.can_fail:
         return "failed"
-    return "successful" if is_within and has_enough else "inconclusive"
+    return "successful" if is_within and finding.samples >= finding.threshold.min_samples else "inconclusive"
 
 
 def describe(finding: Finding) -> str:

@@ -72,7 +72,7 @@ class Finding:
         samples: of the candidate, that it rests on.
         stable_value: the metric of the stable version; None where it has none.
         threshold: says how many samples it needs and whether it has to succeed.
-        can_fail_early: whether a failure may rest on less than that.
+        can_fail: whether a failure may be said yet.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Finding:
     samples: int
     stable_value: float | None
     threshold: Threshold
-    can_fail_early: bool = False
+    can_fail: bool
 
 
 def find_all(window: Window, thresholds: Thresholds, levels: Levels) -> Iterator[Finding]:
@@ -121,7 +121,7 @@ def _find_error_rate(
                 samples=count,
                 stable_value=float(old.value) if old_count else None,
                 threshold=threshold,
-                can_fail_early=True,
+                can_fail=True,
             )
 
 
@@ -146,6 +146,7 @@ def _find_p99(
                 samples=count,
                 stable_value=(float(old.value) if unit == "ms" else 1.0) if old_count else None,
                 threshold=threshold,
+                can_fail=count >= threshold.min_samples and _span_s(candidate) >= threshold.min_span_s,
             )
 
 
@@ -165,6 +166,7 @@ def _find_pairs(
             samples=count,
             stable_value=None,
             threshold=agreement,
+            can_fail=count >= agreement.min_samples,
         )
     if drift and drift.max is not None:
         moved = [each for each in (pair.drift for pair in joined.pairs) if each is not None]
@@ -177,6 +179,7 @@ def _find_pairs(
             samples=len(moved),
             stable_value=None,
             threshold=drift,
+            can_fail=len(moved) >= drift.min_samples,
         )
 
 
@@ -202,6 +205,7 @@ def _find_accuracy(
                 samples=count,
                 stable_value=sum(old.values()) / len(old) if old else None,
                 threshold=threshold,
+                can_fail=count >= threshold.min_samples,
             )
 
 
@@ -238,6 +242,11 @@ def _bound_p99(samples: Sequence[Sample], errors: Errors) -> tuple[Bounds, int]:
     slow = durations > ordered[int(np.ceil(P99 * len(ordered))) - 1] if answered else durations
     worth = count_independent(slow.astype(float), _times(answered))
     return bound_quantile(ordered, P99, trials=worth, **errors), len(answered)
+
+
+def _span_s(samples: Sequence[Sample]) -> float:
+    times = _times(samples)
+    return float(times.max() - times.min()) if len(times) else 0.0
 
 
 def _times(samples: Sequence[Sample]) -> Array:

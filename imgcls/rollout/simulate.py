@@ -1,7 +1,5 @@
 """How often a plan errs and how fast it sees a bad version, by playing thousands of rollouts.
 
-    python -m imgcls.rollout.simulate            the tables of docs/rollout-analysis.md; about a minute
-
 All rollouts advance look by look together, as arrays, with the bounds and levels that `judge` uses, so that a plan
 can be tried before it is needed: `simulate(plan, Truth(error_rate=0.05), requests_per_s=50)`. Answers are independent
 here; where they come in bursts `judge` takes fewer trials for granted and errs less often still.
@@ -11,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import special
 
 from imgcls.rollout.looks import Levels, Phase
@@ -25,6 +24,7 @@ from imgcls.rollout.statistics import (
     find_quantile_ranks,
 )
 
+Flags = npt.NDArray[np.bool_]
 SPREAD = 0.5  # of the logarithm of latencies; p99 is three times the median
 
 
@@ -75,13 +75,13 @@ class _Side:
         self.rate, self.random = rate, random
         slow = 0.01 * rate * longest_s
         self.kept = int(slow + 6 * np.sqrt(slow)) + 30  # so many of the slowest answers hold p99 and its bounds
-        self.count, self.errors = 0, np.zeros(rollouts)
+        self.count, self.elapsed_s, self.errors = 0, 0.0, np.zeros(rollouts)
         self.slowest: Array = np.zeros((rollouts, 0))  # (rollouts, up to kept) ascending
 
     def advance(self, seconds: float, *, error_rate: float) -> int:
         """Draws what is answered in the next seconds; returns how many answers that are."""
         count = max(1, round(self.rate * seconds))
-        self.count += count
+        self.count, self.elapsed_s = self.count + count, self.elapsed_s + seconds
         self.errors = self.errors + self.random.binomial(count, error_rate, len(self.errors))
         drawn = _draw_slowest(self.random, len(self.errors), count, kept=min(count, self.kept))
         self.slowest = np.sort(np.concatenate([self.slowest, drawn], axis=1), axis=1)[:, -self.kept :]
@@ -194,38 +194,38 @@ def _looks(plan: Plan, hold_s: float) -> Iterator[tuple[float, Phase]]:
 
 def _judge(
     plan: Plan, levels: Levels, old: _Side, new: _Side, pairs: _Pairs | None, slowdown: float
-) -> tuple[Array, Array]:
+) -> tuple[Flags, Flags]:
     """Returns which rollouts have failed and which succeed at this look, (rollouts,) each."""
     metrics, upper, lower = plan.analysis.metrics, levels.for_maximum(), levels.for_minimum()
-    findings: list[tuple[Array, Array]] = []
+    findings: list[tuple[Flags, Flags]] = []
     if metrics.error_rate:
         before = bound_proportion(old.errors, old.count, **lower)
         after = bound_proportion(new.errors, new.count, **upper)
-        findings += _hold(after, metrics.error_rate.max, new.count, metrics.error_rate.min_samples, fails_early=True)
-        increase, limit = bound_difference(after, before), metrics.error_rate.max_increase
-        findings += _hold(increase, limit, new.count, metrics.error_rate.min_samples, fails_early=True)
+        has_enough = new.count >= metrics.error_rate.min_samples
+        findings += _hold(after, metrics.error_rate.max, has_enough, can_fail=True)
+        findings += _hold(bound_difference(after, before), metrics.error_rate.max_increase, has_enough, can_fail=True)
     if metrics.p99_ms:
-        ratio = bound_ratio(new.p99(**upper), old.p99(**lower))
-        ratio = Bounds(*(each * slowdown for each in ratio))
-        findings += _hold(ratio, metrics.p99_ms.max_ratio, new.count, metrics.p99_ms.min_samples)
+        ratio = Bounds(*(each * slowdown for each in bound_ratio(new.p99(**upper), old.p99(**lower))))
+        has_enough = new.count >= metrics.p99_ms.min_samples
+        can_fail = has_enough and new.elapsed_s >= metrics.p99_ms.min_span_s
+        findings += _hold(ratio, metrics.p99_ms.max_ratio, has_enough, can_fail=can_fail)
     if pairs and metrics.agreement and metrics.agreement.min is not None:
+        has_enough = new.count >= metrics.agreement.min_samples
         unlike = bound_proportion(pairs.unlike, new.count, **upper)
-        findings += _hold(unlike, 1 - metrics.agreement.min, new.count, metrics.agreement.min_samples)
+        findings += _hold(unlike, 1 - metrics.agreement.min, has_enough, can_fail=has_enough)
     if pairs and metrics.probability_drift:
+        has_enough = new.count >= metrics.probability_drift.min_samples
         drift = bound_mean(pairs.moved / new.count, new.count, **upper)
-        findings += _hold(drift, metrics.probability_drift.max, new.count, metrics.probability_drift.min_samples)
+        findings += _hold(drift, metrics.probability_drift.max, has_enough, can_fail=has_enough)
     bad, good = zip(*findings, strict=True)
     return np.logical_or.reduce(bad), np.logical_and.reduce(good)
 
 
-def _hold(
-    bounds: Bounds, limit: float | None, count: int, least: int, *, fails_early: bool = False
-) -> list[tuple[Array, Array]]:
+def _hold(bounds: Bounds, limit: float | None, has_enough: bool, *, can_fail: bool) -> list[tuple[Flags, Flags]]:
     """Holds bounds against an upper limit; nothing where it is off."""
     if limit is None:
         return []
-    has_enough = count >= least
-    return [((bounds.low > limit) & (has_enough or fails_early), (bounds.high <= limit) & has_enough)]
+    return [((bounds.low > limit) & can_fail, (bounds.high <= limit) & has_enough)]
 
 
 def _draw_slowest(random: np.random.Generator, rollouts: int, count: int, *, kept: int) -> Array:

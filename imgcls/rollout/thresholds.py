@@ -47,6 +47,9 @@ class ErrorRate(Threshold):
 class LatencyP99(Threshold):
     """The time that 99 of 100 answers with status 200 do not exceed."""
 
+    min_span_s: Seconds = Field(
+        30.0, description="seconds of answers without which it cannot fail: one version may have had a stall by chance"
+    )
     max: Annotated[Positive | None, OFF] = Field(None, description="milliseconds")
     max_ratio: Annotated[Positive | None, OFF] = Field(1.5, description="times the stable version's")
 

@@ -27,7 +27,7 @@ def test_equal_version_is_hardly_ever_failed():
     ids=["error_rate", "max_increase", "max_ratio", "agreement", "drift"],
 )
 def test_version_exactly_at_a_limit_is_neither_failed_nor_promoted_wrongly(truth):
-    outcomes = simulate(PLAN, truth, rollouts=ROLLOUTS)
+    outcomes = simulate(PLAN, truth, rollouts=ROLLOUTS // 2)
     assert outcomes.failed <= 0.05
     assert outcomes.promoted <= 0.05
 
@@ -43,6 +43,6 @@ def test_version_exactly_at_a_limit_is_neither_failed_nor_promoted_wrongly(truth
     ids=["5 % errors", "only errors", "slow", "permuted labels"],
 )
 def test_bad_version_is_failed_within_few_answers(truth, answers):
-    outcomes = simulate(Plan(), truth, rollouts=ROLLOUTS)
+    outcomes = simulate(Plan(), truth, rollouts=ROLLOUTS // 2)
     assert outcomes.failed == 1
     assert outcomes.answers_until_failed <= answers
