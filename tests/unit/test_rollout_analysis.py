@@ -6,13 +6,15 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from imgcls.rollout.analysis import judge
 from imgcls.rollout.looks import Look, Schedule
 from imgcls.rollout.metrics import Window
 from imgcls.rollout.plan import Plan
 from imgcls.rollout.samples import Sample
-from imgcls.rollout.thresholds import Accuracy, ErrorRate, LatencyP99, Thresholds
+from imgcls.rollout.thresholds import Accuracy, Agreement, ErrorRate, LatencyP99, ProbabilityDrift, Thresholds
 
 CLASSES = [f"class {index}" for index in range(10)]
 OFF = {"error_rate": None, "p99_ms": None, "agreement": None, "probability_drift": None, "accuracy": None}
@@ -228,6 +230,37 @@ def test_stalls_and_crashes_do_not_fail_an_equal_version_however_often_it_is_jud
             if judge_samples(until, thresholds, stage="canary", look=look).verdict == "failed":
                 failed.add(seed)
     assert len(failed) <= 1
+
+
+any_sample = st.builds(
+    Sample,
+    time_s=st.floats(0, 1e10),
+    request_id=st.sampled_from("abcd"),
+    version=st.sampled_from("123"),
+    is_shadow=st.booleans(),
+    status=st.sampled_from([0, 200, 404, 500]),
+    duration_ms=st.floats(0, 1e6),
+    label=st.none() | st.sampled_from(["cat", "dog"]),
+    probability=st.none() | st.floats(0, 1),
+    probabilities=st.none() | st.dictionaries(st.sampled_from(["cat", "dog"]), st.floats(0, 1)),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(samples=st.lists(any_sample, max_size=30), stage=st.sampled_from(["shadow", "canary"]), least=st.integers(1, 20))
+def test_any_answers_get_a_verdict_that_agrees_with_its_parts(samples, stage, least):
+    thresholds = Thresholds(
+        error_rate=ErrorRate(min_samples=least),
+        p99_ms=LatencyP99(min_samples=least, min_span_s=0, max=50.0),
+        agreement=Agreement(min_samples=least),
+        probability_drift=ProbabilityDrift(min_samples=least),
+        accuracy=Accuracy(min_samples=least, required=True, min=0.5),
+    )
+    report = judge_samples(samples, thresholds, stage=stage, labels={"a": "cat", "b": "dog"}, confidence=0.5)
+    parts = set(verdicts(report).values())
+    expected = "failed" if "failed" in parts else "inconclusive" if "inconclusive" in parts else "successful"
+    assert report.verdict == expected
+    json.dumps(dataclasses.asdict(report), allow_nan=False)
 
 
 def test_report_is_plain_data():

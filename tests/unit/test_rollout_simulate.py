@@ -1,9 +1,12 @@
 """A plan keeps its promises over thousands of rollouts: good versions go through, bad ones go back, and soon."""
 
+from pathlib import Path
+
 import pytest
 
 from imgcls.rollout.plan import Analysis, Plan
 from imgcls.rollout.simulate import Truth, simulate
+from imgcls.rollout.tables import list_needed_answers, list_outcomes
 
 ROLLOUTS = 2000
 PLAN = Plan(analysis=Analysis(max_wait_s=60.0))
@@ -46,3 +49,11 @@ def test_bad_version_is_failed_within_few_answers(truth, answers):
     outcomes = simulate(Plan(), truth, rollouts=ROLLOUTS // 2)
     assert outcomes.failed == 1
     assert outcomes.answers_until_failed <= answers
+
+
+def test_documented_tables_are_what_the_code_computes():
+    text = (Path(__file__).parents[2] / "docs" / "rollout-analysis.md").read_text()
+    for row in list_needed_answers():
+        assert f"| {' | '.join(row[:3])} | {row[3]:,} |" in text
+    for name, *_ in list_outcomes(rollouts=1):
+        assert f"| {name} | " in text
