@@ -5,55 +5,18 @@ A limit is `failed` where its interval lies wholly beyond it, `successful` where
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
-from imgcls.rollout.metrics import Finding, Window, find_all
+from imgcls.rollout.metrics import find_all
 from imgcls.rollout.samples import Sample
 from imgcls.rollout.thresholds import Thresholds
-
-Verdict = Literal["successful", "failed", "inconclusive"]
-SAMPLES = "samples"  # the name of the verdict on their number
-
-
-@dataclass(frozen=True)
-class MetricVerdict:
-    """What is said about one limit.
-
-    Args:
-        name: the limit's key in the plan, below analysis.metrics.
-        verdict: on this limit alone.
-        value: as measured; None without a sample.
-        stable_value: the same figure of the stable version; None where there is none.
-        limit: of the plan.
-        interval: in which the truth lies, its two ends at the levels of this look; None is unbounded.
-        samples: of the new version that it rests on.
-        reason: one line for people.
-        is_required: whether the rollout waits for it to succeed.
-    """
-
-    name: str
-    verdict: Verdict
-    value: float | None
-    stable_value: float | None
-    limit: float
-    interval: tuple[float | None, float | None]
-    samples: int
-    reason: str
-    is_required: bool = True
-
-
-@dataclass(frozen=True)
-class Report:
-    """The verdict on the whole, the limits' own, and one line that says why."""
-
-    verdict: Verdict
-    metrics: tuple[MetricVerdict, ...]
-    reason: str
+from imgcls.rollout.verdicts import SAMPLES, MetricVerdict, Report, Verdict
+from imgcls.rollout.window import Finding, Window
 
 
 def judge(window: Window, thresholds: Thresholds, confidence: float) -> Report:
     """Judges the new version.
+
+    Within a hold (`look.phase` "hold") only a failure is to be acted on; there, a success is for people to see.
 
     Args:
         window: what was answered, and which of the rollout's looks this is.

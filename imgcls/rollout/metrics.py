@@ -4,13 +4,12 @@ To add a metric: a section in thresholds.py, a function here, its name in `find_
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
 from imgcls.rollout.labels import find_right
-from imgcls.rollout.looks import Errors, Levels, Look
+from imgcls.rollout.looks import Errors, Levels
 from imgcls.rollout.samples import OK, Sample, join_answers
 from imgcls.rollout.statistics import (
     Array,
@@ -29,61 +28,12 @@ from imgcls.rollout.thresholds import (
     ErrorRate,
     LatencyP99,
     ProbabilityDrift,
-    Threshold,
     Thresholds,
 )
+from imgcls.rollout.window import Finding, Window
 
 P99 = 0.99
-
-
-@dataclass(frozen=True)
-class Window:
-    """What is judged: the answers of one step, from its beginning until now.
-
-    Args:
-        samples: of both versions; others are left out.
-        stable: version that serves.
-        candidate: version that shall.
-        stage: "shadow" asks for pairs of answers; in "canary" no request has two, so what needs them is not judged.
-        look: which of the rollout's looks this is.
-        labels: request id -> label, as far as any came back.
-        min_samples: answers of the candidate without which the window does not succeed, whatever the metrics say.
-    """
-
-    samples: Sequence[Sample]
-    stable: str
-    candidate: str
-    stage: Literal["shadow", "canary"] = "canary"
-    look: Look = field(default_factory=Look)
-    labels: Mapping[str, str] = field(default_factory=dict)
-    min_samples: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What is known about one limit.
-
-    Args:
-        name: the limit's key in the plan, below analysis.metrics.
-        bounds: the truth's, at the levels of this look.
-        limit: that must not be passed.
-        is_max: whether it is an upper limit.
-        unit: for people; "%" of values of 0..1, "ms", or "x" for a ratio.
-        samples: of the candidate, that it rests on.
-        stable_value: the metric of the stable version; None where it has none.
-        threshold: says how many samples it needs and whether it has to succeed.
-        can_fail: whether a failure may be said yet.
-    """
-
-    name: str
-    bounds: Bounds
-    limit: float
-    is_max: bool
-    unit: Literal["%", "ms", "x"]
-    samples: int
-    stable_value: float | None
-    threshold: Threshold
-    can_fail: bool
+RECENT_S = 10.0  # long beside a burst of errors, short beside what clients bear
 
 
 def find_all(window: Window, thresholds: Thresholds, levels: Levels) -> Iterator[Finding]:
@@ -107,10 +57,10 @@ def _find_error_rate(
     old, old_count = _bound_errors(stable, levels.for_minimum())
     new, count = _bound_errors(candidate, levels.for_maximum())
     limits = (
-        ("error_rate.max", new, threshold.max),
-        ("error_rate.max_increase", bound_difference(new, old), threshold.max_increase),
+        ("error_rate.max", *_bound_errors_now(candidate, threshold.max, levels), threshold.max),
+        ("error_rate.max_increase", bound_difference(new, old), count, threshold.max_increase),
     )
-    for name, bounds, limit in limits:
+    for name, bounds, count, limit in limits:
         if limit is not None:
             yield Finding(
                 name=name,
@@ -232,6 +182,18 @@ def _bound_errors(samples: Sequence[Sample], errors: Errors) -> tuple[Bounds, in
     failed = np.fromiter((sample.is_error for sample in counted), float, len(counted))
     worth = count_independent(failed, _times(counted))
     return bound_proportion(failed.mean() * worth if counted else 0.0, worth, **errors), len(counted)
+
+
+def _bound_errors_now(samples: Sequence[Sample], limit: float | None, levels: Levels) -> tuple[Bounds, int]:
+    """Returns the bounds of all errors, or those of the last RECENT_S where these alone are beyond the limit.
+
+    A version that breaks for good looks like one burst of errors in what went well before, which is worth little. The
+    two share the error probability.
+    """
+    errors: Errors = {"low_error": levels.fail / 2, "high_error": levels.succeed}
+    last_s = max((sample.time_s for sample in samples), default=0.0)
+    now, count = _bound_errors([sample for sample in samples if sample.time_s > last_s - RECENT_S], errors)
+    return (now, count) if limit is not None and now.low > limit else _bound_errors(samples, errors)
 
 
 def _bound_p99(samples: Sequence[Sample], errors: Errors) -> tuple[Bounds, int]:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
-from imgcls.rollout.looks import Levels, Phase
+from imgcls.rollout.looks import Errors, Levels, Phase
 from imgcls.rollout.plan import Plan
 from imgcls.rollout.statistics import (
     Array,
@@ -82,7 +82,8 @@ class _Side:
         """Draws what is answered in the next seconds; returns how many answers that are."""
         count = max(1, round(self.rate * seconds))
         self.count, self.elapsed_s = self.count + count, self.elapsed_s + seconds
-        self.errors = self.errors + self.random.binomial(count, error_rate, len(self.errors))
+        self.last_count, self.last_errors = count, self.random.binomial(count, error_rate, len(self.errors))
+        self.errors = self.errors + self.last_errors
         drawn = _draw_slowest(self.random, len(self.errors), count, kept=min(count, self.kept))
         self.slowest = np.sort(np.concatenate([self.slowest, drawn], axis=1), axis=1)[:, -self.kept :]
         return count
@@ -202,7 +203,11 @@ def _judge(
         before = bound_proportion(old.errors, old.count, **lower)
         after = bound_proportion(new.errors, new.count, **upper)
         has_enough = new.count >= metrics.error_rate.min_samples
-        findings += _hold(after, metrics.error_rate.max, has_enough, can_fail=True)
+        halved: Errors = {"low_error": levels.fail / 2, "high_error": levels.succeed}
+        ever = bound_proportion(new.errors, new.count, **halved)
+        now = bound_proportion(new.last_errors, new.last_count, **halved)
+        either = Bounds(np.maximum(ever.low, now.low), ever.value, ever.high)
+        findings += _hold(either, metrics.error_rate.max, has_enough, can_fail=True)
         findings += _hold(bound_difference(after, before), metrics.error_rate.max_increase, has_enough, can_fail=True)
     if metrics.p99_ms:
         ratio = Bounds(*(each * slowdown for each in bound_ratio(new.p99(**upper), old.p99(**lower))))

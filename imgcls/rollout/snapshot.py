@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from imgcls.rollout.analysis import MetricVerdict, Verdict
+from imgcls.rollout.verdicts import MetricVerdict, Verdict
 
 State = Literal["done", "running", "pending", "failed", "skipped"]
 Outcome = Literal["running", "paused", "promoted", "aborted"]

@@ -58,7 +58,7 @@ def bound_difference(first: Bounds, second: Bounds, *, correlation: Numbers = 0.
 
 def bound_ratio(first: Bounds, second: Bounds) -> Bounds:
     """Bounds of first / second, both positive, by MOVER of their logarithms; see bound_difference."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # no lower bound is 0, no upper one infinite
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # no lower bound is 0, no upper one infinite
         logarithms = bound_difference(Bounds(*np.log(first)), Bounds(*np.log(second)))
         return Bounds(*np.exp(logarithms))
 

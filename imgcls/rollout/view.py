@@ -14,8 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from imgcls.rollout.analysis import SAMPLES, MetricVerdict
 from imgcls.rollout.snapshot import Snapshot, StepView, VersionView
+from imgcls.rollout.verdicts import SAMPLES, MetricVerdict
 
 WIDE = 100  # columns
 SHOWN_EVENTS = 5

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from imgcls.rollout.analysis import judge
 from imgcls.rollout.looks import Look, Schedule
-from imgcls.rollout.metrics import Window
 from imgcls.rollout.plan import Plan
 from imgcls.rollout.samples import Sample
 from imgcls.rollout.thresholds import Accuracy, Agreement, ErrorRate, LatencyP99, ProbabilityDrift, Thresholds
+from imgcls.rollout.window import Window
 
 CLASSES = [f"class {index}" for index in range(10)]
 OFF = {"error_rate": None, "p99_ms": None, "agreement": None, "probability_drift": None, "accuracy": None}
@@ -199,6 +199,18 @@ def test_one_burst_of_errors_is_one_incident():
     ]
     assert spread.verdict == "failed", spread.reason
     assert judge_samples(burst, thresholds, stage="canary").verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("good_s", [60, 290])
+def test_version_that_breaks_for_good_is_failed_within_two_looks(good_s):
+    samples = [
+        Sample(index / 10, str(index), "2", False, 200 if index < 10 * good_s else 503, 20.0)
+        for index in range(10 * good_s + 150)
+    ]
+    report = judge_samples(samples, stage="canary", look=Plan().schedule().look(number=9, phase="hold"))
+    assert report.verdict == "failed"
+    assert report.metrics[0].samples == 100
+    assert report.metrics[0].value == 1
 
 
 def play_bursts(seed, *, seconds=180):

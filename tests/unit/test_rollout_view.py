@@ -2,13 +2,15 @@
 
 import io
 import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from imgcls.rollout.analysis import MetricVerdict
 from imgcls.rollout.snapshot import Event, Snapshot, StepView, VersionView, has_changed
+from imgcls.rollout.verdicts import MetricVerdict
 from imgcls.rollout.view import render, render_line
 
 METRICS = (
@@ -97,6 +99,12 @@ def test_beginning_has_no_numbers_yet():
     bare = Snapshot("imgcls", VersionView("1.0", "stable", 100), VersionView("1.1", "new", 0), 5.0, 0.0)
     assert "0 of 0" in show(bare)
     assert "imgcls 1.0 -> 1.1: running; 1.1 gets 0 %, 0 of 0 workers READY" in render_line(bare)
+
+
+def test_plan_and_view_need_no_numpy():
+    blocked = "import sys; sys.modules.update(dict.fromkeys(['numpy', 'scipy', 'torch']))"
+    script = f"{blocked}; import imgcls.rollout.plan, imgcls.rollout.view, imgcls.rollout.labels"
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_hold_that_is_waited_beyond_says_so():
