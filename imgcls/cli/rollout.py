@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from imgcls.cli.rollout_view import shown
 from imgcls.cli.state import STATE, StateOption
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ def start(
     from imgcls.rollout.plan import Plan, read_plan
 
     chosen = Plan() if plan_file is None else read_plan(plan_file)
-    _end(_open(state).start(archive, chosen, on_change=_printer()), as_json=as_json)
+    rollouts = _open(state)
+    with shown(rollouts.gateway) as on_change:
+        ended = rollouts.start(archive, chosen, on_change=on_change)
+    _end(ended, as_json=as_json)
 
 
 @app.command()
@@ -92,7 +95,10 @@ def promote(
 @app.command()
 def abort(*, as_json: JsonOption = False, state: StateOption = STATE) -> None:
     """Gives every request back to the stable version, and takes the new one away."""
-    _end(_open(state).abort(on_change=_printer()), as_json=as_json, wanted="rolled-back")
+    rollouts = _open(state)
+    with shown(rollouts.gateway) as on_change:
+        ended = rollouts.abort(on_change=on_change)
+    _end(ended, as_json=as_json, wanted="rolled-back")
 
 
 @app.command()
@@ -104,7 +110,9 @@ def undo(
     state: StateOption = STATE,
 ) -> None:
     """Goes back to an earlier version at once, without trials on requests."""
-    ended = _open(state).undo(version, model=name, on_change=_printer())
+    rollouts = _open(state)
+    with shown(rollouts.gateway) as on_change:
+        ended = rollouts.undo(version, model=name, on_change=on_change)
     _end(ended, as_json=as_json, wanted="promoted" if ended.is_undo else "rolled-back")
 
 
@@ -154,22 +162,6 @@ def _open(state: Path) -> Rollouts:
     from imgcls.rollout.rollouts import Rollouts
 
     return Rollouts(GatewayFolder(state))
-
-
-class _printer:  # noqa: N801 - used as a function
-    """Tells each change on one line of stderr."""
-
-    def __init__(self) -> None:
-        self._said = ""
-
-    def __call__(self, state: RolloutState, report: object, samples: object) -> None:
-        number = state.current()
-        step = state.steps[number].name if number is not None else "end"
-        reason = getattr(report, "reason", "") or state.reason
-        line = f"{state.status}: {step}{f': {reason}' if reason else ''}"
-        if line != self._said:
-            self._said = line
-            print(line, file=sys.stderr, flush=True)
 
 
 def _end(state: RolloutState, *, as_json: bool, wanted: str = "promoted") -> None:

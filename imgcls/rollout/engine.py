@@ -19,15 +19,16 @@ from imgcls.gateway.errors import EnvoyError
 from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.table import Table
 from imgcls.rollout import traffic
-from imgcls.rollout.analysis import Report, judge
+from imgcls.rollout.analysis import judge
 from imgcls.rollout.errors import HookError, RolloutError, StepFailedError
 from imgcls.rollout.hooks import run_hook
 from imgcls.rollout.labels import load_labels
 from imgcls.rollout.looks import Phase
-from imgcls.rollout.metrics import Window
 from imgcls.rollout.observe import Observer
 from imgcls.rollout.samples import Sample
 from imgcls.rollout.state import Release, RolloutFiles, RolloutState, StepState
+from imgcls.rollout.verdicts import Report
+from imgcls.rollout.window import Window
 
 POLL_S = 0.1
 DRAIN_POLL_S = 0.25

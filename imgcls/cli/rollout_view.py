@@ -1,0 +1,63 @@
+"""Shows a rollout while it runs: a live view on a terminal, a line for each change elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from imgcls.gateway.gateway import Gateway
+    from imgcls.rollout.engine import OnChange
+    from imgcls.rollout.samples import Sample
+    from imgcls.rollout.snapshot import Snapshot
+    from imgcls.rollout.state import RolloutState
+    from imgcls.rollout.verdicts import Report
+    from imgcls.rollout.watch import Watcher
+
+REFRESHES_PER_S = 2
+
+
+@contextmanager
+def shown(gateway: Gateway) -> Iterator[OnChange]:
+    """Yields what the engine tells its changes to; they appear on stderr."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from imgcls.rollout.watch import Watcher
+
+    watcher = Watcher(gateway)
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(watcher)
+        return
+
+    def draw() -> RenderableType:
+        from imgcls.rollout.view import render
+
+        snapshot = watcher.now()
+        return render(snapshot) if snapshot else "starting"
+
+    with Live(get_renderable=draw, console=console, refresh_per_second=REFRESHES_PER_S, transient=False):
+        yield watcher
+
+
+class _Lines:
+    """Prints a line when something happened that is worth one."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._before: Snapshot | None = None
+
+    def __call__(self, state: RolloutState, report: Report | None, samples: Sequence[Sample]) -> None:
+        from imgcls.rollout.snapshot import has_changed
+        from imgcls.rollout.view import render_line
+
+        self._watcher(state, report, samples)
+        now = self._watcher.snapshot
+        if now is not None and has_changed(self._before, now):
+            print(render_line(now), file=sys.stderr, flush=True)
+        self._before = now
