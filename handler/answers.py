@@ -14,6 +14,7 @@ from handler.open_inference import describe_failure, write_outputs
 from handler.request import Form, Request
 
 OK = 200
+SERVER_ERROR = 500
 Result = Mapping[str, Any] | Failure  # of one image: `predictions` and perhaps `explanation`, or what went wrong
 
 

@@ -7,7 +7,8 @@
                   ├ UnsupportedTensorError 415                                      MemoryExhaustedError 507
                   ├ TooManyImagesError 413                                          ExplanationError 500
                   ├ NotAcceptableError 406                                          OutOfTimeError 503
-                  └ NotOfferedError 501
+                  ├ NotOfferedError 501
+                  └ DeadlineExceededError 504
 
 What goes wrong with one image is answered for that image; the others of its request and of its batch get their
 predictions. Each is documented, with its status, in docs/requests.md.
@@ -58,6 +59,13 @@ class NotOfferedError(RequestError):
 
     status = 501
     code = "not_offered"
+
+
+class DeadlineExceededError(RequestError):
+    """The gateway has given the request up by now, and its client an answer."""
+
+    status = 504
+    code = "deadline_exceeded"
 
 
 class NonFiniteAnswerError(ServingError):

@@ -16,7 +16,7 @@ import numpy as np
 
 import handler
 import model
-from handler.answers import Answer, Picture, Result, write_answer
+from handler.answers import SERVER_ERROR, Answer, Picture, Result, write_answer
 from handler.decoding import Decoder
 from handler.device_errors import end_if_device_is_lost
 from handler.errors import Failure, RequestError, ServingError
@@ -126,6 +126,8 @@ class ImageClassifier:
             own = [next(left) for _ in request.images]
             answer: Answer = write_answer(request, own, model=self.name, version=self.version)
             context.set_response_content_type(index, answer.content_type)
+            if answer.status >= SERVER_ERROR:
+                logger.warning("request %s: answered with %d", request.request_id or "without an id", answer.status)
             if answer.phrase:
                 context.set_response_status(code=answer.status, phrase=answer.phrase, idx=index)
             answers.append(answer.body)

@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any, Literal
 
 from handler.errors import Failure, NotAcceptableError, NotOfferedError, RequestError, TooManyImagesError
+from handler.gateway_headers import find_request_id, refuse_late
 from handler.open_inference import OUTPUTS, read_id, read_outputs, read_tensors
 from handler.options import OPTION_FIELDS, Headers, Options, find_header, find_options, parse_options, wants_picture
 from handler.sources import EXAMPLE, JsonImage, RawImage, Source, find_image
@@ -54,6 +55,7 @@ class Request:
         id: what the Open Inference Protocol gives back.
         outputs: which tensors it asks for, of the same.
         error: why the request as a whole is refused; then there are no images.
+        request_id: by which the gateway's logs know it.
     """
 
     form: Form
@@ -63,6 +65,7 @@ class Request:
     id: str | None = None
     outputs: tuple[str, ...] = OUTPUTS
     error: Failure | None = None
+    request_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,20 +88,21 @@ def read_request(item: Mapping[str, Any], headers: Headers, *, defaults: Options
         defaults: options where it says nothing.
         labels: the classes, which `target` may name.
     """
-    request = Request(Form.IMAGE)
+    request = Request(Form.IMAGE, request_id=find_request_id(headers))
     try:
+        refuse_late(headers)
         headed = {name: find_header(headers, name) for name in OPTION_FIELDS}
         options = find_options(headed) | find_options(item)
         files = _list_files(item, headers)
         if len(files) > 1:
-            request = Request(Form.IMAGES, names=tuple(files))
+            request = replace(request, form=Form.IMAGES, names=tuple(files))
             entries: list[_Entry | RequestError] = [_Entry(RawImage(item[name]), {}) for name in files]
         else:
             if not files:
                 _refuse_undeclared(headers)
             body = _parse_body(item[files[0]] if files else find_image(item, kind="request"))
             if isinstance(body, dict):
-                request = Request(_find_form(body))
+                request = replace(request, form=_find_form(body))
                 options |= find_options(body.get("parameters")) | find_options(body)
                 entries = _list_entries(body, request.form)
             else:

@@ -55,6 +55,8 @@ CHATTER = re.compile(
     r"|Connection accepted|model_name: |Backend worker process died|Frontend disconnected|Backend received inference"
     rf"|{LOADED.pattern}"
 )
+# What TorchServe's worker ends with after an exception that its handler raised.
+WRAPPER = re.compile(r"RuntimeError: \d+ - Unknown exception")
 # What a frontend that ends by itself writes to the console: Java's own words, or an exception's.
 CONSOLE_ERROR = re.compile(
     r"error|exception|fail|invalid|unrecognized|could not|cannot|unable|too (small|large)|terminating|killed",
@@ -162,11 +164,14 @@ def last_worker_lines(lines: list[str]) -> list[str]:
 
 
 def reason_of(lines: list[str]) -> str:
-    """Returns the line that names the last exception: the first after its traceback's frames, which are indented."""
+    """Returns the line that names the last exception: the first after its traceback's frames, which are indented.
+
+    What TorchServe's worker raises itself, once it has written the handler's exception, is not it.
+    """
     starts = [index for index, line in enumerate(lines) if line.startswith("Traceback")]
-    if not starts:
-        return lines[-1]
-    return next((line for line in lines[starts[-1] + 1 :] if line and not line.startswith(" ")), lines[-1])
+    reasons = [next((line for line in lines[start + 1 :] if line and not line.startswith(" ")), "") for start in starts]
+    named = [reason for reason in reasons if reason and not WRAPPER.match(reason)]
+    return named[-1] if named else lines[-1]
 
 
 def reason_of_end(console_log: Path) -> str:

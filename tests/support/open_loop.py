@@ -15,6 +15,7 @@ from imgcls.tuning.load import find_k6
 
 SCRIPT = Path(__file__).with_name("open_loop.js")
 LONGEST_S = 3600
+JUST_SENT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,18 @@ def open_loop(
         yield load
         time.sleep(settle_s)
     finally:
+        stopped_s = time.time()
         process.terminate()
         output, _ = process.communicate(timeout=60)
     lines = [line for line in output.decode().splitlines() if line.startswith("{")]
     load.dropped = json.loads(lines[-1])["dropped"] if lines else -1
-    load.answers = [answer for line in log.read_text().splitlines() if (answer := _parse(line)) is not None]
+    answers = [answer for line in log.read_text().splitlines() if (answer := _parse(line)) is not None]
+    load.answers = [answer for answer in answers if not _is_cut_off(answer, stopped_s)]
+
+
+def _is_cut_off(answer: Answer, stopped_s: float) -> bool:
+    """Whether k6 gave a request up when it was stopped, one that it had just sent; an older one has hung."""
+    return answer.status == 0 and answer.body == "context canceled" and answer.started_s > stopped_s - JUST_SENT_S
 
 
 def _parse(line: str) -> Answer | None:

@@ -4,7 +4,7 @@ import json
 import pytest
 from ts.context import RequestProcessor
 
-from handler.errors import RequestError
+from handler.errors import DeadlineExceededError, RequestError
 from handler.options import Options
 from handler.request import MAX_EXPLAINED, MAX_IMAGES, Form, Request, read_request
 
@@ -260,3 +260,22 @@ def test_an_explanation_is_what_the_frontend_says_and_no_client():
 )
 def test_a_form_that_cannot_hold_an_explanation_is_refused(body, accept, status):
     assert explain({"body": body}, accept=accept).error.status == status
+
+
+def test_a_request_whose_deadline_has_passed_is_not_worked_at():
+    request = read({"body": IMAGE}, **{"X-Imgcls-Deadline-Ms": "1000"})
+    assert isinstance(request.error, DeadlineExceededError)
+    assert (request.error.status, request.images) == (504, ())
+
+
+@pytest.mark.parametrize("deadline", ["99999999999999", "", "soon", "-1", "1e3", "٣"])
+def test_a_deadline_to_come_or_one_that_is_no_number_changes_nothing(deadline):
+    assert list_images(read({"body": IMAGE}, **{"x-imgcls-deadline-ms": deadline})) == [IMAGE]
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [("8d876afe-6fae-4a77", "8d876afe-6fae-4a77"), ("a\nWARNING forged", None), ("x" * 200, None), ("", None)],
+)
+def test_the_gateways_id_of_a_request_is_kept_if_it_can_stand_in_a_log(sent, kept):
+    assert read({"body": IMAGE}, **{"X-Request-Id": sent}).request_id == kept
