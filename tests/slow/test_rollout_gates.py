@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from bench.open_loop import Load, open_loop
+from bench.tiny import make_tiny_run
 from imgcls.archive.keys import create_keys
 from imgcls.archive.signing import sign_archive, signer_with_key
-from tests.support.archives import build, make_run, spoil
+from tests.support.archives import build, spoil
 from tests.support.gateway import Live, live_gateway, write_image
-from tests.support.open_loop import Load, open_loop
 
 RATE = 60
 BACK_WITHIN_S = 2.0
@@ -80,9 +81,9 @@ class Site:
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("archives")
-    run = make_run(folder / "run")
+    run = make_tiny_run(folder / "run")
     good = build(run, folder / "good", version="2.0")
-    permuted = make_run(folder / "permuted-run", classes=("two", "zero", "one"))
+    permuted = make_tiny_run(folder / "permuted-run", classes=("two", "zero", "one"))
     spoilt = {
         name: spoil(good, folder / f"{name}.mar", work=folder / f"{name}-tree", edits=edits)
         for name, edits in SPOILT.items()

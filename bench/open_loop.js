@@ -4,6 +4,7 @@ import http from "k6/http";
 const image = open(__ENV.IMAGE, "b");
 const headers = { "Content-Type": "application/octet-stream" };
 if (__ENV.KEY) headers["X-API-Key"] = __ENV.KEY;
+if (__ENV.TOKEN) headers.Authorization = `Bearer ${__ENV.TOKEN}`;
 
 export const options = {
   scenarios: {

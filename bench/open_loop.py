@@ -20,6 +20,8 @@ JUST_SENT_S = 5.0
 
 @dataclass(frozen=True)
 class Answer:
+    """One request: what came back for it, and when it was sent."""
+
     started_s: float  # since the epoch
     status: int  # 0: none
     version: str
@@ -29,12 +31,13 @@ class Answer:
 
     @property
     def ended_s(self) -> float:
+        """When the answer was there, seconds since the epoch."""
         return self.started_s + self.duration_ms / 1000
 
 
 @dataclass
 class Load:
-    """The answers of a load that has ended."""
+    """The answers of a load, once it has ended."""
 
     log: Path
     answers: list[Answer] = field(default_factory=list)
@@ -42,12 +45,15 @@ class Load:
 
     @property
     def failed(self) -> list[Answer]:
+        """Those that were not answered with 200."""
         return [answer for answer in self.answers if answer.status != 200]
 
     def statuses(self) -> dict[int, int]:
+        """Returns how many answers had each status."""
         return dict(Counter(answer.status for answer in self.answers))
 
     def versions(self) -> dict[str, int]:
+        """Returns how many answers each version made; `-` is the gateway itself, or nobody."""
         return dict(Counter(answer.version for answer in self.answers))
 
     def interruption_s(self) -> float:
@@ -57,15 +63,35 @@ class Load:
         return max(a.ended_s for a in self.failed) - min(a.started_s for a in self.failed)
 
     def quantile_ms(self, q: float) -> float:
+        """Returns a quantile of the time that requests took, failed ones too."""
         durations = sorted(answer.duration_ms for answer in self.answers)
         return durations[min(len(durations) - 1, int(q * len(durations)))]
 
 
 @contextmanager
 def open_loop(
-    url: str, image: Path, folder: Path, *, rate: int, connections: int = 200, key: str = "", settle_s: float = 1.0
+    url: str,
+    image: Path,
+    folder: Path,
+    *,
+    rate: int,
+    connections: int = 200,
+    key: str = "",
+    bearer: str = "",
+    settle_s: float = 1.0,
 ) -> Iterator[Load]:
-    """Sends `rate` requests a second from a moment before the block until a moment after it."""
+    """Sends `rate` requests a second from a moment before the block until a moment after it.
+
+    Args:
+        url: where to.
+        image: what is sent.
+        folder: for k6's log.
+        rate: arrivals a second, whatever the server does.
+        connections: at most; an arrival that none is free for is counted as dropped.
+        key: an API key of the gateway.
+        bearer: a token, where the server itself is asked.
+        settle_s: how long before and after the block.
+    """
     log = folder / f"load-{time.time_ns()}.log"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("K6_")}
     environment |= {
@@ -75,6 +101,7 @@ def open_loop(
         "CONNECTIONS": str(connections),
         "DURATION": f"{LONGEST_S}s",
         "KEY": key,
+        "TOKEN": bearer,
     }
     command = [str(find_k6()), "run", "--quiet", "--no-usage-report", "--no-color", "--log-format", "raw"]
     command += ["--log-output", f"file={log}", str(SCRIPT)]
@@ -83,8 +110,9 @@ def open_loop(
     try:
         deadline_s = time.monotonic() + 30
         while not (log.exists() and log.stat().st_size):
-            assert process.poll() is None, process.communicate()[1].decode()[-2000:]
-            assert time.monotonic() < deadline_s, "k6 sends nothing"
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                process.kill()
+                raise RuntimeError(f"k6 sends nothing: {process.communicate()[1].decode()[-2000:]}")
             time.sleep(0.05)
         time.sleep(settle_s)
         yield load
