@@ -5,17 +5,18 @@ import secrets
 from pathlib import Path
 
 
-def write_atomic(path: Path, data: bytes | str) -> None:
+def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o666) -> None:
     """Writes a file under a temporary name beside it, brings it to the disk, and renames it into place.
 
-    Text is written as UTF-8. The folder must exist. Where anything fails, the old file stays as it was.
+    Text is written as UTF-8. The folder must exist. Where anything fails, the old file stays as it was. `mode` is what
+    the file may be used for, less the umask; it is so from the first byte.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from imgcls import __version__
-from imgcls.cli import archive, doctor, evaluate, keys, lint, predict, provenance, rollout, serving, tune
+from imgcls.cli import archive, doctor, evaluate, gateway, keys, lint, predict, provenance, rollout, serving, tune
 from imgcls.errors import ImgclsError, describe_missing
 from model.errors import ModelError
 
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.command()(evaluate.evaluate)
 app.add_typer(archive.app, name="archive")
 app.add_typer(keys.app, name="keys")
+app.add_typer(gateway.app, name="gateway")
 app.command()(serving.serve)
 app.command()(serving.status)
 app.command()(serving.scale)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgcls.files import write_atomic
+from imgcls.gateway.access import jwt_filter
 from imgcls.gateway.clusters import (
     GRPC,
     Endpoint,
@@ -28,6 +29,7 @@ from imgcls.gateway.protos import Resource
 from imgcls.gateway.routes import PUBLIC, public_routes, shadow_routes
 from imgcls.gateway.settings import Settings
 from imgcls.gateway.table import Table
+from imgcls.gateway.tls import tls_secret
 
 WARM_TIMEOUT_S = 10.0
 ROUTES_TIMEOUT_S = 10.0
@@ -56,6 +58,7 @@ class EnvoyFiles:
             EnvoyError: it runs and does not follow in time.
             OSError: a file cannot be written; the ones before it are, and all still fit together.
         """
+        self._write_extensions()
         wanted = self._clusters(table, endpoints)
         old = _read_resources(self.paths.clusters)
         self.write_endpoints(table, endpoints)
@@ -86,6 +89,14 @@ class EnvoyFiles:
                 having = [entry for entry in endpoints if row.servers is None or entry.server in row.servers]
                 self._write(self.paths.endpoints(name), [load_assignment(name, having)])
         self._write(self.paths.endpoints(GRPC), [load_assignment(GRPC, endpoints, grpc=True)])
+
+    def _write_extensions(self) -> None:
+        """Writes what the public listener waits for when it starts."""
+        tls, jwt = self._settings.listen.tls, self._settings.access.jwt
+        if tls is not None:
+            self._write(self.paths.tls_secret, [tls_secret(tls)])
+        if jwt is not None:
+            self._write(self.paths.jwt_filter, [jwt_filter(jwt)])
 
     def _clusters(self, table: Table, endpoints: Sequence[Endpoint]) -> dict[str, Resource]:
         limits = self._settings.limits

@@ -6,13 +6,15 @@ It is read once, when Envoy starts; what changes while it runs are routes, clust
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgcls.gateway.access import ANSWER_FILTER, LUA, access_filters, lua_filter
+from imgcls.gateway.access import ANSWER_FILTER, LUA, access_filters, early_mutations, lua_filter
 from imgcls.gateway.clusters import SHADOW, watched
 from imgcls.gateway.protos import Resource, duration, extension, typed
 from imgcls.gateway.routes import PUBLIC
-from imgcls.gateway.settings import Settings, Tls
+from imgcls.gateway.settings import Settings
+from imgcls.gateway.tls import tls_socket
 
 RETRY_AFTER_S = 1
+STREAMS = 100  # of one HTTP/2 connection at a time: what RFC 9113 wants at least
 LOG_FIELDS = {
     "time": "%START_TIME(%s.%3f)%",  # seconds since the epoch, of the request's first byte
     "request_id": "%REQ(X-REQUEST-ID)%",
@@ -27,6 +29,7 @@ LOG_FIELDS = {
     "duration_ms": "%DURATION%",
     "bytes_in": "%BYTES_RECEIVED%",
     "attempts": "%UPSTREAM_REQUEST_ATTEMPT_COUNT%",
+    "refused": "%DYNAMIC_METADATA(imgcls:refused)%",  # why, where access control did
     "answer": "%DYNAMIC_METADATA(imgcls:answer)%",
 }
 
@@ -61,6 +64,16 @@ class EnvoyPaths:
     def endpoints(self, cluster: str) -> Path:
         """Endpoints of one cluster."""
         return self.folder / "endpoints" / f"{cluster}.json"
+
+    @property
+    def tls_secret(self) -> Path:
+        """Which certificate and key the public listener has."""
+        return self.folder / "tls.json"
+
+    @property
+    def jwt_filter(self) -> Path:
+        """How tokens are verified."""
+        return self.folder / "jwt.json"
 
     @property
     def access_log(self) -> Path:
@@ -123,7 +136,8 @@ def bootstrap(settings: Settings, paths: EnvoyPaths, *, port: int) -> Resource:
 def _public_listener(settings: Settings, paths: EnvoyPaths, *, port: int) -> Resource:
     chain: Resource = {"filters": [_manager(PUBLIC, settings, paths)]}
     if settings.listen.tls is not None:
-        chain["transport_socket"] = _tls(settings.listen.tls)
+        chain["transport_socket"] = tls_socket(paths.tls_secret)
+        chain["transport_socket_connect_timeout"] = duration(settings.limits.header_timeout_s)  # of the handshake
     return {
         "name": PUBLIC,
         "address": {"socket_address": {"address": settings.listen.host, "port_value": port}},
@@ -150,6 +164,7 @@ def _manager(name: str, settings: Settings, paths: EnvoyPaths) -> Resource:
             xff_num_trusted_hops=0,
             generate_request_id=is_public,
             preserve_external_request_id=False,
+            early_header_mutation_extensions=early_mutations() if is_public else [],
             always_set_request_id_in_response=is_public,
             normalize_path=is_public,
             merge_slashes=is_public,
@@ -160,6 +175,7 @@ def _manager(name: str, settings: Settings, paths: EnvoyPaths) -> Resource:
                 "headers_with_underscores_action": "ALLOW",  # top_k
                 "max_headers_count": 100,
             },
+            http2_protocol_options={"max_concurrent_streams": STREAMS},
             request_headers_timeout=duration(limits.header_timeout_s),
             request_timeout=duration(limits.body_timeout_s),
             stream_idle_timeout=duration(limits.request_timeout_s + 5),
@@ -167,7 +183,7 @@ def _manager(name: str, settings: Settings, paths: EnvoyPaths) -> Resource:
             access_log=[_access_log(paths.access_log if is_public else paths.shadow_log)],
             local_reply_config=_local_replies(),
             http_filters=[
-                *(access_filters(settings) if is_public else ()),
+                *(access_filters(settings, jwt_file=paths.jwt_filter) if is_public else ()),
                 *((_buffer(limits.max_body_bytes),) if is_public else ()),
                 answer,
                 extension("envoy.filters.http.router", typed("extensions.filters.http.router.v3.Router")),
@@ -223,22 +239,6 @@ def _local_replies() -> Resource:
             "content_type": "application/json",
         },
     }
-
-
-def _tls(tls: Tls) -> Resource:
-    return extension(
-        "envoy.transport_sockets.tls",
-        typed(
-            "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
-            common_tls_context={
-                "tls_params": {"tls_minimum_protocol_version": "TLSv1_2"},
-                "alpn_protocols": ["h2", "http/1.1"],
-                "tls_certificates": [
-                    {"certificate_chain": {"filename": str(tls.certificate)}, "private_key": {"filename": str(tls.key)}}
-                ],
-            },
-        ),
-    )
 
 
 def _overload(settings: Settings) -> Resource:

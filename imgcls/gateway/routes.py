@@ -120,6 +120,7 @@ def _version_route(model: Model, version: str, match: Resource, path: str, setti
     return {
         "name": cluster_name(model.name, version),
         "match": match,
+        "metadata": access.route_metadata(model.name),
         "route": route,
         "typed_per_filter_config": {} if model.is_recorded else access.without_answers(),
     }

@@ -71,6 +71,8 @@ class Limits(_Section):
     max_in_flight: Annotated[int, Field(gt=0, le=10_000)] = 100
     max_connections: Annotated[int, Field(gt=0, le=1_000_000)] = 10_000
     requests_per_s: Annotated[float, Field(gt=0)] | None = None  # of all clients together; None: no limit
+    # Of each client that has no rate of its own; all without a key are one client. None: no limit.
+    client_requests_per_s: Annotated[float, Field(gt=0)] | None = None
 
 
 class Readiness(_Section):
