@@ -17,10 +17,9 @@ from imgcls.errors import UsageError
 from imgcls.gateway import limits
 from imgcls.gateway.clusters import watched
 from imgcls.gateway.keys import ApiKey, read_keys
-from imgcls.gateway.protos import TYPES, Resource, extension, typed
+from imgcls.gateway.protos import TYPES, Resource, extension, lua_filter, typed
 from imgcls.gateway.settings import Jwt, Settings
 
-LUA = Path(__file__).parent / "lua"
 ACCESS_FILTER = "imgcls.access"
 TOKEN_FILTER = "imgcls.token"
 NAMED_FILTER = "imgcls.named"
@@ -49,14 +48,15 @@ def access_filters(settings: Settings, *, jwt_file: Path) -> list[Resource]:
         settings: of the gateway.
         jwt_file: where `jwt_filter` lies, and is watched.
     """
-    filters = [lua_filter(ACCESS_FILTER, _script("sha256", "refuse", "access"))]
+    values = {"BOUNDLESS": str(limits.BOUNDLESS)}
+    filters = [lua_filter(ACCESS_FILTER, "sha256.lua", "refuse.lua", "access.lua", values=values)]
     if settings.access.jwt is not None:
         filters += [
             {
                 "name": JWT_FILTER,
                 "config_discovery": {"config_source": watched(jwt_file), "type_urls": [f"{TYPES}.{JWT_KIND}"]},
             },
-            lua_filter(TOKEN_FILTER, _script("refuse", "token")),
+            lua_filter(TOKEN_FILTER, "refuse.lua", "token.lua"),
         ]
     return [*filters, extension(NAMED_FILTER, _named()), extension(LIMITS_FILTER, limits.limiter())]
 
@@ -93,37 +93,29 @@ def jwt_filter(jwt: Jwt) -> Resource:
     return typed("config.core.v3.TypedExtensionConfig", name=JWT_FILTER, typed_config=verifier)
 
 
-def lua_filter(name: str, script: str) -> Resource:
-    """Returns a filter that runs a script."""
-    return extension(name, typed("extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": script}))
-
-
-def key_metadata(settings: Settings) -> Resource:
-    """Returns what the access script looks keys up in.
+def guard(settings: Settings) -> Resource:
+    """Returns who may ask, and how often, as fields of the virtual host.
 
     Raises:
         UsageError: the key file is broken.
     """
+    access = settings.access
+    keys = read_keys(access.keys) if access.keys is not None else ()
     rules = {
-        "is_open": settings.access.is_open,
-        "has_jwt": settings.access.jwt is not None,
+        "is_open": access.is_open,
+        "has_jwt": access.jwt is not None,
         "longest_ms": round(settings.limits.request_timeout_s * 1000),
     }
-    return {ACCESS_FILTER: {"rules": rules, **{key.sha256: _key_fields(key) for key in _keys(settings)}}}
+    known = {key.sha256: _key_fields(key) for key in keys}
+    return {
+        "metadata": {"filter_metadata": {ACCESS_FILTER: {"rules": rules, **known}}},
+        "typed_per_filter_config": {LIMITS_FILTER: limits.route_limits(settings.limits, access, keys)},
+    }
 
 
 def route_metadata(model: str) -> Resource:
     """Returns what tells the access script which model a route asks."""
     return {"filter_metadata": {ACCESS_FILTER: {"model": model}}}
-
-
-def rate_limits(settings: Settings) -> Resource:
-    """Returns the limits of each client, for the virtual host.
-
-    Raises:
-        UsageError: the key file is broken.
-    """
-    return {LIMITS_FILTER: limits.route_limits(settings.limits, settings.access, _keys(settings))}
 
 
 def watched_files(settings: Settings) -> list[Path]:
@@ -140,10 +132,6 @@ def without_keys() -> Resource:
 def without_answers() -> Resource:
     """Returns what keeps answers out of the access log at one route."""
     return {ANSWER_FILTER: _disabled()}
-
-
-def _keys(settings: Settings) -> tuple[ApiKey, ...]:
-    return read_keys(settings.access.keys) if settings.access.keys is not None else ()
 
 
 def _key_fields(key: ApiKey) -> Resource:
@@ -169,10 +157,6 @@ def _read_jwks(path: Path) -> str:
         if key["kty"] == "oct" or "d" in key:
             raise UsageError(f"{path}: keys[{index}] is a secret or private key; expected public keys only")
     return text
-
-
-def _script(*names: str) -> str:
-    return "\n".join((LUA / f"{name}.lua").read_text(encoding="utf-8") for name in names)
 
 
 def _named() -> Resource:

@@ -7,12 +7,14 @@ Each file is replaced by a rename, which Envoy watches. Where Envoy is down, the
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imgcls.errors import UsageError
 from imgcls.files import write_atomic
-from imgcls.gateway.access import jwt_filter
+from imgcls.gateway import access
 from imgcls.gateway.clusters import (
     GRPC,
     Endpoint,
@@ -30,6 +32,8 @@ from imgcls.gateway.routes import PUBLIC, public_routes, shadow_routes
 from imgcls.gateway.settings import Settings
 from imgcls.gateway.table import Table
 from imgcls.gateway.tls import tls_secret
+
+log = logging.getLogger(__name__)
 
 WARM_TIMEOUT_S = 10.0
 ROUTES_TIMEOUT_S = 10.0
@@ -56,8 +60,10 @@ class EnvoyFiles:
 
         Raises:
             EnvoyError: it runs and does not follow in time.
+            UsageError: the key file or the signing keys are broken, and none are in force yet.
             OSError: a file cannot be written; the ones before it are, and all still fit together.
         """
+        guard = self._guard()
         self._write_extensions()
         wanted = self._clusters(table, endpoints)
         old = _read_resources(self.paths.clusters)
@@ -71,7 +77,7 @@ class EnvoyFiles:
                 what="Envoy takes the clusters",
             )
         self._write(self.paths.shadow_routes, [shadow_routes(table, self._settings)])
-        version = self._write(self.paths.public_routes, [public_routes(table, self._settings)])
+        version = self._write(self.paths.public_routes, [public_routes(table, self._settings, guard=guard)])
         if is_live:
             wait_for(
                 lambda: self._admin.route_versions().get(PUBLIC) == version,
@@ -90,13 +96,30 @@ class EnvoyFiles:
                 self._write(self.paths.endpoints(name), [load_assignment(name, having)])
         self._write(self.paths.endpoints(GRPC), [load_assignment(GRPC, endpoints, grpc=True)])
 
+    def _guard(self) -> Resource:
+        """Returns who may ask. A key file that somebody has broken must not keep weights from being changed."""
+        try:
+            return access.guard(self._settings)
+        except UsageError as err:
+            old = _read_resources(self.paths.public_routes).get(PUBLIC)
+            if old is None:
+                raise
+            log.warning("the keys in force stay so: %s", err)
+            return {field: old["virtual_hosts"][0][field] for field in ("metadata", "typed_per_filter_config")}
+
     def _write_extensions(self) -> None:
         """Writes what the public listener waits for when it starts."""
         tls, jwt = self._settings.listen.tls, self._settings.access.jwt
         if tls is not None:
             self._write(self.paths.tls_secret, [tls_secret(tls)])
-        if jwt is not None:
-            self._write(self.paths.jwt_filter, [jwt_filter(jwt)])
+        if jwt is None:
+            return
+        try:
+            self._write(self.paths.jwt_filter, [access.jwt_filter(jwt)])
+        except UsageError as err:
+            if not self.paths.jwt_filter.is_file():
+                raise
+            log.warning("the signing keys in force stay so: %s", err)
 
     def _clusters(self, table: Table, endpoints: Sequence[Endpoint]) -> dict[str, Resource]:
         limits = self._settings.limits

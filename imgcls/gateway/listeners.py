@@ -6,9 +6,9 @@ It is read once, when Envoy starts; what changes while it runs are routes, clust
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgcls.gateway.access import ANSWER_FILTER, LUA, access_filters, early_mutations, lua_filter
+from imgcls.gateway.access import ANSWER_FILTER, access_filters, early_mutations
 from imgcls.gateway.clusters import SHADOW, watched
-from imgcls.gateway.protos import Resource, duration, extension, typed
+from imgcls.gateway.protos import Resource, duration, extension, lua_filter, typed
 from imgcls.gateway.routes import PUBLIC
 from imgcls.gateway.settings import Settings
 from imgcls.gateway.tls import tls_socket
@@ -151,7 +151,7 @@ def _manager(name: str, settings: Settings, paths: EnvoyPaths) -> Resource:
     limits = settings.limits
     is_public = name == PUBLIC
     routes = paths.public_routes if is_public else paths.shadow_routes
-    answer = lua_filter(ANSWER_FILTER, (LUA / "answer.lua").read_text(encoding="utf-8"))
+    answer = lua_filter(ANSWER_FILTER, "answer.lua")
     return extension(
         "envoy.filters.network.http_connection_manager",
         typed(

@@ -35,15 +35,16 @@ def header(name: str, value: str, *, action: str = "OVERWRITE_IF_EXISTS_OR_ADD")
     return {"header": {"key": name, "value": value}, "append_action": action}
 
 
-def lua_filter(name: str, script: str, *, values: Mapping[str, str] | None = None) -> Resource:
-    """Returns a filter that runs a script of the folder `lua`.
+def lua_filter(name: str, *scripts: str, values: Mapping[str, str] | None = None) -> Resource:
+    """Returns a filter that runs scripts of the folder `lua`, one after the other, as one.
 
     Args:
         name: of the filter.
-        script: the file.
-        values: what replaces `${KEY}` in it.
+        scripts: the files.
+        values: what replaces `${KEY}` in them.
     """
-    text = (Path(__file__).parent / "lua" / script).read_text(encoding="utf-8")
+    folder = Path(__file__).parent / "lua"
+    text = "\n".join((folder / script).read_text(encoding="utf-8") for script in scripts)
     for key, value in (values or {}).items():
         text = text.replace(f"${{{key}}}", value)
     return extension(name, typed("extensions.filters.http.lua.v3.Lua", default_source_code={"inline_string": text}))

@@ -33,8 +33,8 @@ WORKER_DIED = 507
 RETRIES = 2
 
 
-def public_routes(table: Table, settings: Settings) -> Resource:
-    """Returns the routes of the public listener."""
+def public_routes(table: Table, settings: Settings, *, guard: Resource) -> Resource:
+    """Returns the routes of the public listener, with who may ask as `access.guard` has it."""
     routes = [*_health_routes()]
     for model in table.models:
         routes += _model_routes(model, settings)
@@ -48,8 +48,7 @@ def public_routes(table: Table, settings: Settings) -> Resource:
                 "name": PUBLIC,
                 "domains": ["*"],
                 "routes": routes,
-                "metadata": {"filter_metadata": access.key_metadata(settings)},
-                "typed_per_filter_config": access.rate_limits(settings),
+                **guard,
                 "request_headers_to_remove": ["x-imgcls-answer"],
             }
         ],

@@ -7,7 +7,7 @@
 -- A later filter stops whatever got no name in x-imgcls-client, which is set last.
 local KEY_PREFIX = "imk_"
 local LONGEST_KEY = 256 -- longer ones are not even hashed
-local BOUNDLESS = "4000000000" -- as in limits.py
+local BOUNDLESS = "${BOUNDLESS}"
 local METHODS = { GET = true, HEAD = true, OPTIONS = true, POST = true, PUT = true }
 
 -- Returns an API key, and any other Bearer token; nil for what is not there.

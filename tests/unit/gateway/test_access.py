@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from imgcls.errors import UsageError
 from imgcls.gateway import envoy
 from imgcls.gateway.access import ACCESS_FILTER, NAMED_FILTER, access_filters, watched_files
 from imgcls.gateway.keys import create_key, revoke_key
@@ -141,6 +142,28 @@ def test_new_and_revoked_keys_come_with_the_routes(running, tmp_path):
         gateway.apply()
         assert gateway.ask(key=secret).json["message"] == "the API key acme has been revoked"
         assert gateway.ask(key=second).status == 200
+
+
+def test_a_key_file_that_breaks_neither_opens_the_door_nor_blocks_a_change_of_weights(running, tmp_path, caplog):
+    file = tmp_path / "keys.yaml"
+    secret, _ = create_key(file, "acme")
+    with running(Settings(access=Access(keys=file))) as gateway:
+        file.write_text("keys: [")
+        gateway.table = gateway.table.model_copy(update={"models": gateway.table.models[:1]})
+        gateway.apply()
+        assert "keys in force stay" in caplog.text
+        assert gateway.ask(key=secret).status == 200
+        assert gateway.ask("/predictions/birds", key=secret).status == 404  # the change
+        assert gateway.ask(key="imk_wrong").status == 401
+
+
+def test_a_gateway_does_not_start_with_a_broken_key_file(running, tmp_path):
+    (tmp_path / "keys.yaml").write_text("keys: [")
+    with (
+        pytest.raises(UsageError, match="cannot be read"),
+        running(Settings(access=Access(keys=tmp_path / "keys.yaml"))),
+    ):
+        pass
 
 
 def test_expiry_is_judged_at_each_request(running, tmp_path):

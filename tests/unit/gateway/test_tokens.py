@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from imgcls.errors import UsageError
 from imgcls.files import write_atomic
-from imgcls.gateway import access, envoy
+from imgcls.gateway import envoy
 from imgcls.gateway.access import jwt_filter, watched_files
 from imgcls.gateway.keys import create_key
 from imgcls.gateway.settings import Access, Jwt, Settings
@@ -182,11 +182,21 @@ def test_where_the_verifier_says_nothing_nobody_passes(running, tmp_path, key, m
     settings = Settings(access=Access(jwt=Jwt(issuer=ISSUER, jwks=tmp_path / "jwks.json")))
     lenient = json.loads(json.dumps(jwt_filter(settings.access.jwt)))
     lenient["typed_config"]["rules"] = []
-    monkeypatch.setattr("imgcls.gateway.apply.jwt_filter", lambda _: lenient)
+    monkeypatch.setattr("imgcls.gateway.access.jwt_filter", lambda _: lenient)
     with running(settings) as gateway:
         answer = gateway.ask(headers=bearer(make_token(make_key())))
         assert (answer.status, answer.json["message"]) == (401, "no token has been verified")
         assert not gateway.seen
+
+
+def test_a_broken_key_set_leaves_the_old_one_in_force(running, tmp_path, key, caplog):
+    write_jwks(tmp_path / "jwks.json", first=key)
+    settings = Settings(access=Access(jwt=Jwt(issuer=ISSUER, jwks=tmp_path / "jwks.json")))
+    with running(settings) as gateway:
+        write_atomic(tmp_path / "jwks.json", "{")
+        gateway.apply()
+        assert "signing keys in force stay" in caplog.text
+        assert gateway.ask(headers=bearer(make_token(key))).status == 200
 
 
 @pytest.mark.parametrize(
@@ -204,4 +214,4 @@ def test_a_broken_key_set_is_refused_in_one_line(tmp_path, text, expected):
     path = tmp_path / "jwks.json"
     path.write_text(text)
     with pytest.raises(UsageError, match=expected):
-        access.jwt_filter(Jwt(issuer=ISSUER, jwks=path))
+        jwt_filter(Jwt(issuer=ISSUER, jwks=path))
