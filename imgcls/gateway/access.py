@@ -10,6 +10,7 @@
 Filters are read when Envoy starts; keys, rates and models come with the routes, and change with them.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -101,15 +102,19 @@ def guard(settings: Settings) -> Resource:
     """
     access = settings.access
     keys = read_keys(access.keys) if access.keys is not None else ()
+    known = {key.sha256: _key_fields(key) for key in keys}
     rules = {
         "is_open": access.is_open,
         "has_jwt": access.jwt is not None,
         "longest_ms": round(settings.limits.request_timeout_s * 1000),
+        "keys": hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest(),  # tells whether they changed
     }
-    known = {key.sha256: _key_fields(key) for key in keys}
     return {
-        "metadata": {"filter_metadata": {ACCESS_FILTER: {"rules": rules, **known}}},
-        "typed_per_filter_config": {LIMITS_FILTER: limits.route_limits(settings.limits, access, keys)},
+        "metadata": {"filter_metadata": {ACCESS_FILTER: known}},
+        "typed_per_filter_config": {
+            ACCESS_FILTER: typed("extensions.filters.http.lua.v3.LuaPerRoute", filter_context=rules),
+            LIMITS_FILTER: limits.route_limits(settings.limits, access, keys),
+        },
     }
 
 

@@ -22,6 +22,7 @@ from imgcls.gateway.settings import describe_invalid
 
 PREFIX = "imk_"  # lets scanners of leaked secrets, and the gateway, tell a key from a token
 SECRET_BYTES = 32
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
 FILE_MODE = 0o600
 UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 MOST_DAYS = 36_500
@@ -84,7 +85,7 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
         UsageError: the file cannot be read, or is not what `imgcls gateway keys` writes.
     """
     try:
-        fields = yaml.safe_load(path.read_bytes())
+        fields = yaml.load(path.read_bytes(), Loader=LOADER)
     except FileNotFoundError:
         return ()
     except (OSError, yaml.YAMLError) as err:

@@ -1,14 +1,29 @@
 -- Runs before anything else of a request: who asks, whether they may, and until when an answer is of use.
 --
---   rules   in the virtual host's metadata: is_open, has_jwt, longest_ms
---   keys    beside them, each under the SHA-256 of the key, so that one look-up does, however many there are
---   model   in the route's metadata
+--   rules   the virtual host's filter context: is_open, has_jwt, longest_ms, and what changes whenever keys do
+--   keys    the virtual host's metadata: each key under its SHA-256, so that one look-up does, however many there are
+--   model   the route's metadata
 --
 -- A later filter stops whatever got no name in x-imgcls-client, which is set last.
 local KEY_PREFIX = "imk_"
 local LONGEST_KEY = 256 -- longer ones are not even hashed
 local BOUNDLESS = "${BOUNDLESS}"
 local METHODS = { GET = true, HEAD = true, OPTIONS = true, POST = true, PUT = true }
+
+-- Envoy copies all of the metadata for whoever asks for it: a microsecond a key. So each thread keeps them as its own.
+local known = {}
+local known_version = nil
+
+local function read_keys(handle, version)
+  if known_version ~= version then
+    local found = {}
+    for hash, entry in pairs(handle:virtualHost():metadata()) do
+      found[hash] = entry
+    end
+    known, known_version = found, version
+  end
+  return known
+end
 
 -- Returns an API key, and any other Bearer token; nil for what is not there.
 local function credentials(headers)
@@ -36,8 +51,8 @@ end
 
 -- Returns the key's name, or nil and why not. Timing tells nothing of use: what is compared is a hash, which nobody can
 -- steer towards that of a key that they do not have.
-local function check_key(handle, known, key)
-  local entry = #key <= LONGEST_KEY and known:get(sha256(key)) or nil
+local function check_key(handle, keys, key)
+  local entry = #key <= LONGEST_KEY and keys[sha256(key)] or nil
   if not entry then
     return nil, refusal("401", "key_unknown", "this API key is not known here")
   elseif entry.is_revoked then
@@ -69,21 +84,20 @@ local function judge(handle)
     refused.headers.allow = "GET, HEAD, OPTIONS, POST, PUT"
     return refused
   end
-  local known = handle:virtualHost():metadata()
-  local rules = known:get("rules")
+  local rules = handle:filterContext()
   local key, token = credentials(headers)
-  set_deadline(handle, headers, rules.longest_ms)
+  set_deadline(handle, headers, rules:get("longest_ms"))
   headers:remove("x-api-key")
   if key then
-    local name, refused = check_key(handle, known, key)
+    local name, refused = check_key(handle, read_keys(handle, rules:get("keys")), key)
     if refused then
       return refused
     end
     headers:remove("authorization")
     headers:replace("x-imgcls-client", name)
-  elseif token and rules.has_jwt then
+  elseif token and rules:get("has_jwt") then
     headers:replace("authorization", "Bearer " .. token) -- for the next filter, which is strict about the scheme's case
-  elseif rules.is_open then
+  elseif rules:get("is_open") then
     headers:remove("authorization")
     headers:replace("x-imgcls-client", "anonymous")
   elseif token then

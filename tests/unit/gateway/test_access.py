@@ -201,10 +201,9 @@ def test_a_client_may_ask_for_less_time_and_not_for_more(running):
             assert float(headers["x-imgcls-deadline-ms"]) == pytest.approx(now_ms + expected_ms, abs=1000)
 
 
-def spoil_metadata(gateway, change):
+def spoil_routes(gateway, change):
     routes = json.loads(gateway.paths.public_routes.read_text())
-    metadata = routes["resources"][0]["virtual_hosts"][0]["metadata"]["filter_metadata"]
-    change(metadata)
+    change(routes["resources"][0]["virtual_hosts"][0])
     routes["version_info"] = routes["resources"][0]["name"] + "-spoilt"
     temporary = gateway.paths.folder / "spoilt.json"
     temporary.write_text(json.dumps(routes))
@@ -214,11 +213,28 @@ def spoil_metadata(gateway, change):
     )
 
 
-@pytest.mark.parametrize("spoil", [dict.clear, lambda metadata: metadata[ACCESS_FILTER].update(rules="none")])
+def without_rules(host):
+    del host["typed_per_filter_config"][ACCESS_FILTER]
+
+
+def with_rules_of_another_type(host):
+    host["typed_per_filter_config"][ACCESS_FILTER]["filter_context"]["longest_ms"] = "long"
+
+
+def with_keys_of_another_type(host):
+    metadata = host["metadata"]["filter_metadata"][ACCESS_FILTER]
+    metadata.update(dict.fromkeys(metadata, True))
+    host["typed_per_filter_config"][ACCESS_FILTER]["filter_context"]["keys"] = "other"
+
+
+@pytest.mark.parametrize("spoil", [without_rules, with_rules_of_another_type, with_keys_of_another_type])
 def test_a_check_that_fails_lets_nobody_in(running, secrets, spoil):
     with running(Settings(access=Access(keys=secrets["file"]))) as gateway:
-        spoil_metadata(gateway, spoil)
-        for headers in ({}, {"X-API-Key": secrets["acme"]}, {"X-Imgcls-Client": "acme"}):
+        spoil_routes(gateway, spoil)
+        given = [{"X-API-Key": secrets["acme"]}, {"Authorization": f"Bearer {secrets['acme']}", "X-Timeout-Ms": "5"}]
+        if spoil is not with_keys_of_another_type:
+            given += [{}, {"X-Imgcls-Client": "acme"}]
+        for headers in given:
             answer = gateway.ask(headers=headers)
             assert answer.status == 503
             assert "could not be told" in answer.json["message"]
