@@ -48,6 +48,7 @@ def route_limits(limits: Limits, access: Access, keys: Iterable[ApiKey]) -> Reso
             },
         ],
         max_dynamic_descriptors=MOST_SUBJECTS,
+        rate_limited_as_resource_exhausted=True,  # over gRPC
         enable_x_ratelimit_headers="DRAFT_VERSION_03",
         filter_enabled=_always("enabled"),
         filter_enforced=_always("enforced"),

@@ -13,23 +13,27 @@ from imgcls.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"(?:^|[ `/])imgcls (?P<words>[a-z]+(?: [a-z]+)?)(?P<rest>[^\n`]*)")
+COMMAND = re.compile(r"(?:^|[ `/])imgcls (?P<words>[a-z]+(?: [a-z]+){0,2})(?P<rest>[^\n`]*)")
 MAKE = re.compile(r"(?:^    |`)make (?P<verb>[a-z0-9-]+)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!http)(?P<path>[^)#]+)")
 
 
 def command_tree() -> dict[str, typer.core.TyperCommand]:
-    """Every command by its words, such as "archive build"."""
-    group = typer.main.get_command(app)
-    tree = {}
-    for name, command in group.commands.items():
-        tree |= {f"{name} {sub}": each for sub, each in getattr(command, "commands", {}).items()} or {name: command}
-    return tree
+    """Every command by its words, such as "archive build" or "gateway keys create"."""
+
+    def walk(command, words):
+        for name, sub in getattr(command, "commands", {}).items():
+            yield from walk(sub, [*words, name])
+        if not hasattr(command, "commands"):
+            yield " ".join(words), command
+
+    return dict(walk(typer.main.get_command(app), []))
 
 
-def find_command(words: str) -> str | None:
+def find_command(text: str) -> str | None:
     tree = command_tree()
-    return next((name for name in (words, words.split()[0]) if name in tree), None)
+    words = text.split()
+    return next((name for end in (3, 2, 1) if (name := " ".join(words[:end])) in tree), None)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

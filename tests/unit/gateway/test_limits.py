@@ -107,6 +107,16 @@ def test_routes_that_say_the_same_leave_the_buckets_as_they_are(running, file):
         assert statuses(gateway, 1, key=key) == [429]
 
 
+def test_other_routes_fill_the_buckets_again(running, file):
+    """Not wished for, but so: docs/access.md says it."""
+    key, _ = create_key(file, "acme", requests_per_s=0.05, burst=1)
+    with running(Settings(access=Access(keys=file))) as gateway:
+        assert statuses(gateway, 2, key=key) == [200, 429]
+        gateway.table = gateway.table.model_copy(update={"models": gateway.table.models[:1]})
+        gateway.apply()
+        assert statuses(gateway, 2, key=key) == [200, 429]
+
+
 def test_health_is_not_limited(running):
     with running(Settings(limits=Limits(requests_per_s=0.05, client_requests_per_s=0.05))) as gateway:
         assert statuses(gateway, 2) == [200, 429]

@@ -464,6 +464,14 @@ def test_a_key_for_some_models_may_not_use_grpc_where_the_gateway_does_not_see_t
         assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
 
 
+def test_grpc_beyond_a_limit_is_told_so(running, tmp_path):
+    with running(Settings(limits=Limits(client_requests_per_s=0.01))) as gateway:
+        assert gateway.ask().status == 200
+        with grpc.insecure_channel(f"127.0.0.1:{gateway.port}") as channel, pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary(INFERENCE)(b"", timeout=5)
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 # Sockets
 
 
