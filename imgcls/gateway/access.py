@@ -31,7 +31,7 @@ JWT_KIND = "extensions.filters.http.jwt_authn.v3.JwtAuthentication"
 JWT_PROVIDER = "jwt"
 # A client's word on its own name, on its address, and on what Envoy shall do counts for nothing.
 RESERVED_PREFIXES = ("x-imgcls-", "x-envoy-", "x-forwarded-")
-RESERVED = ("forwarded", "x-request-id", "x-real-ip")
+RESERVED = ("forwarded", "x-request-id", "x-real-ip", "describe")  # describe: TorchServe's own, to a handler
 
 
 def early_mutations() -> list[Resource]:

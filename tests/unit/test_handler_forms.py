@@ -163,3 +163,9 @@ def test_a_body_of_curls_default_type_is_told_so(served, texts):
     [answer] = served.predict([Request(fields={'{"images": ["QUJD"]}': ""}, headers=form)])
     assert answer.status == 400
     assert answer.json()["error"]["reason"].startswith("the body came as application/x-www-form-urlencoded; send")
+
+
+def test_a_client_that_asks_as_the_management_api_does_spoils_nobodys_batch(served, images):
+    sly = Request(images["red"], headers={"describe": "True"})
+    answers = served.predict([sly, Request(images["blue"])])
+    assert [answer.json()["predictions"][0]["label"] for answer in answers] == ["red", "blue"]
