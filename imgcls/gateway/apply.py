@@ -146,7 +146,7 @@ class EnvoyFiles:
         text = json.dumps({"version_info": version, "resources": resources}, sort_keys=True, indent=1) + "\n"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            write_atomic(path, text)
+            write_atomic(path, text, mode=0o600)  # endpoints hold tokens
         return version
 
 

@@ -24,6 +24,7 @@ from imgcls.archive.contents import read_contents
 from imgcls.errors import ImgclsError
 from imgcls.files import write_atomic
 from imgcls.gateway import access_log, envoy
+from imgcls.gateway.access import watched_files
 from imgcls.gateway.errors import EnvoyError, GatewayError
 from imgcls.gateway.folder import GatewayFolder, SupervisorState
 from imgcls.gateway.gateway import Gateway
@@ -70,6 +71,7 @@ class Supervisor:
         self._applied_s = 0.0
         self._applied_generation = -1
         self._must_apply = True
+        self._stamps: list[tuple[int, int] | None] = []
 
     def run(self, *, on_ready: Callable[[SupervisorState], None]) -> None:
         """Starts everything, tells once it is ready, and stays until an exception comes, as of a signal.
@@ -199,7 +201,9 @@ class Supervisor:
         self._keep_envoy()
         table = self._gateway.table()
         due = time.monotonic() - self._applied_s > APPLY_EVERY_S
-        if self._must_apply or due or table.generation != self._applied_generation:
+        stamps = [_stamp(path) for path in watched_files(self._settings)]
+        if self._must_apply or due or table.generation != self._applied_generation or stamps != self._stamps:
+            self._stamps = stamps
             self._apply(table)
         self._judge(table)
         access_log.rotate(self._gateway.paths, self._gateway.admin)
@@ -304,6 +308,15 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             self._envoy.kill()
             self._envoy.wait()
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Returns what changes with a file, as keys are: None while it is not there."""
+    try:
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns
+    except OSError:
+        return None
 
 
 def _default_workers(options: ServeOptions) -> int:
