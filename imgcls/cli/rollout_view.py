@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from imgcls.gateway.gateway import Gateway
-    from imgcls.rollout.engine import OnChange
+    from imgcls.rollout.progress import OnChange
     from imgcls.rollout.samples import Sample
     from imgcls.rollout.snapshot import Snapshot
     from imgcls.rollout.state import RolloutState

@@ -8,7 +8,7 @@ Each file is replaced by a rename, which Envoy watches. Where Envoy is down, the
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +25,11 @@ from imgcls.gateway.clusters import (
     version_cluster,
 )
 from imgcls.gateway.envoy import Admin, wait_for
-from imgcls.gateway.errors import EnvoyError
 from imgcls.gateway.listeners import EnvoyPaths
 from imgcls.gateway.protos import Resource
 from imgcls.gateway.routes import PUBLIC, public_routes, shadow_routes
 from imgcls.gateway.settings import Settings
-from imgcls.gateway.table import Table
+from imgcls.gateway.table import Table, Version
 from imgcls.gateway.tls import tls_secret
 
 log = logging.getLogger(__name__)
@@ -92,8 +91,8 @@ class EnvoyFiles:
         for model in table.models:
             for row in model.versions:
                 name = cluster_name(model.name, row.version)
-                having = [entry for entry in endpoints if row.servers is None or entry.server in row.servers]
-                self._write(self.paths.endpoints(name), [load_assignment(name, having)])
+                able = find_able(endpoints, model.name, row)
+                self._write(self.paths.endpoints(name), [load_assignment(name, able)])
         self._write(self.paths.endpoints(GRPC), [load_assignment(GRPC, endpoints, grpc=True)])
 
     def _guard(self) -> Resource:
@@ -150,13 +149,13 @@ class EnvoyFiles:
         return version
 
 
-def is_in_force(admin: Admin, paths: EnvoyPaths) -> bool:
-    """Tells whether Envoy follows the routes that lie in its file."""
-    try:
-        wanted: Mapping[str, str] = json.loads(paths.public_routes.read_bytes())
-        return admin.route_versions().get(PUBLIC) == wanted["version_info"]
-    except (OSError, ValueError, KeyError, EnvoyError):
-        return False
+def find_able(endpoints: Sequence[Endpoint], model: str, row: Version) -> list[Endpoint]:
+    """Returns where a version may be asked: the servers with READY workers of it.
+
+    Where none has one, all that shall have it: requests wait there for workers that start again, as after a crash.
+    """
+    having = [entry for entry in endpoints if row.servers is None or entry.server in row.servers]
+    return [entry for entry in having if (model, row.version) in entry.ready] or having
 
 
 def _version_of(body: str) -> str:

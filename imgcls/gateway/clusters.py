@@ -30,6 +30,7 @@ class Endpoint:
     port: int
     grpc_port: int
     token: str | None
+    ready: frozenset[tuple[str, str]] = frozenset()  # models and versions that have a READY worker there
 
 
 def cluster_name(model: str, version: str) -> str:

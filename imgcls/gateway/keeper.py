@@ -180,7 +180,9 @@ class Keeper(threading.Thread):
                         golden=self._golden.get((model.name, row.version)),
                     )
                 )
-        self.seen = tuple(seen)
+        before, self.seen = self.seen, tuple(seen)
+        if [bool(each.ready_workers) for each in before] != [bool(each.ready_workers) for each in seen]:
+            self._on_change()  # requests go to the servers that can answer them
 
     def _start_stuck(self, model: str, row: Version, status: ModelStatus | None) -> None:
         """Has TorchServe start workers that it has given up on, after crashes for as long as maxRetryTimeoutInSec."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imgcls.archive.golden import read_golden
 from imgcls.client import Client
+from imgcls.errors import ServingError
 from imgcls.files import write_atomic
 from imgcls.gateway.clusters import Endpoint
 from imgcls.gateway.store import Store
@@ -79,7 +80,16 @@ class Member:
             state.ports.inference,
             state.ports.grpc_inference,
             inference_token(state, self.folder),
+            self._ready(),
         )
+
+    def _ready(self) -> frozenset[tuple[str, str]]:
+        try:
+            with self.management() as management:
+                found = [status for name in management.list_models() for status in management.describe_all(name)]
+        except ServingError:  # it hangs, or has ended just now: the gateway's own tries tell
+            return frozenset()
+        return frozenset((each.model_name, each.model_version) for each in found if each.ready_workers)
 
     def management(self) -> Management:
         """Returns its management API.

@@ -95,5 +95,5 @@ def actions_for(member: Member, model: Model) -> list[Action]:
 
 def first_version(model: Model, server: str) -> Version:
     """Returns the version that a server is started with: the default one, or the first that it shall have."""
-    rows = [row for row in model.versions if row.servers is None or server in row.servers]
+    rows = [row for row in model.versions if row.servers is None or server in row.servers] or list(model.versions)
     return next((row for row in rows if row.version == model.default), rows[0])

@@ -19,7 +19,9 @@ from imgcls.rollout.plan_problems import describe_problem
 from imgcls.rollout.plan_text import write_toml
 from imgcls.rollout.thresholds import Count, Flag, Positive, Seconds, Section, Thresholds
 
-Step = Literal["verify", "load", "golden", "shadow", "canary", "promote", "drain", "keep-warm", "retire", "abort"]
+Step = Literal[
+    "verify", "load", "golden", "shadow", "canary", "promote", "drain", "keep-warm", "retire", "instance", "abort"
+]
 HOOK_POINTS = tuple(f"{when}_{step}" for step in get_args(Step) for when in ("before", "after"))
 
 
@@ -91,6 +93,10 @@ class Hook(Section):
 class Plan(Section):
     """How a version is rolled out; every key has a default."""
 
+    strategy: Literal["versions", "instances"] = Field(
+        "versions", description="versions: both on every server; instances: server by server, where both have no room"
+    )
+    instance_hold_s: Seconds = Field(180.0, description="instances: seconds each server is watched before the next")
     workers: Count | None = Field(None, description="of the new version; unset: as many as the stable version has")
     ready_timeout_s: Positive = Field(300.0, description="seconds until all workers have to be READY")
     golden: Flag = Field(True, description="the golden inputs have to be answered right before any traffic")
@@ -121,6 +127,8 @@ class Plan(Section):
         analysis = self.analysis
         holds = [step.hold_s for step in self.canary.steps]
         holds += [self.shadow.hold_s] if self.shadow.percent else []
+        if self.strategy == "instances":  # one hold is planned, as the servers are not known here
+            holds = [self.instance_hold_s]
         waits = math.ceil(analysis.max_wait_s / analysis.interval_s)
         inside = sum(max(0, math.ceil(hold / analysis.interval_s) - 1) for hold in holds)
         return Schedule(steps=max(1, len(holds)), interims=inside + waits * len(holds), waits=waits)

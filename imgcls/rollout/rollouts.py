@@ -4,6 +4,7 @@ import getpass
 import socket
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from imgcls.gateway.errors import BusyError
 from imgcls.gateway.folder import GatewayFolder
 from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.table import WHOLE, Model, exclusive
-from imgcls.rollout.engine import Engine, OnChange
+from imgcls.rollout.engine import roll_back, run_rollout
 from imgcls.rollout.errors import NoRolloutError, RolloutError
 from imgcls.rollout.plan import Plan, Shadow
+from imgcls.rollout.progress import OnChange, Progress
 from imgcls.rollout.state import Release, RolloutFiles, RolloutState, StepState
 
 ABORT_TIMEOUT_S = 300.0
@@ -35,12 +37,12 @@ class Rollouts:
         Args:
             archive: of the new version; None: continue.
             plan: of a new rollout; one that is continued keeps its own.
-            on_change: see Engine.
+            on_change: see imgcls.rollout.progress.
 
         Raises:
             BusyError: another process runs a rollout.
             RolloutError: there is nothing to continue, or something else has to be finished first.
-            ServingError: see Engine.run.
+            ServingError: see imgcls.rollout.engine.run_rollout.
         """
         with self._lock():
             last = self.files.read()
@@ -50,14 +52,13 @@ class Rollouts:
                         f"the rollout of {last.source} is {last.status}; continue it with imgcls rollout start, or end "
                         "it with imgcls rollout abort, before another one"
                     )
-                return self._engine(on_change).run(last)
+                return run_rollout(self._progress(last, on_change))
             if archive is None:
                 raise NoRolloutError("there is no rollout to continue; name an archive to begin one")
-            state = new_rollout(
-                self.gateway.table().get(read_contents(archive).name), archive.absolute(), plan, operator=operator()
-            )
+            model = self.gateway.table().get(read_contents(archive).name)
+            state = new_rollout(model, archive.absolute(), plan, operator=operator(), servers=self._servers())
             self.files.write(state)
-            return self._engine(on_change).run(state)
+            return run_rollout(self._progress(state, on_change))
 
     def undo(self, version: str | None, *, model: str | None, on_change: OnChange) -> RolloutState:
         """Goes back to a version of the history: to the one before, unless named.
@@ -78,9 +79,9 @@ class Rollouts:
             if not source.is_file():
                 raise RolloutError(f"{source}: the archive of {release.version} is gone; roll it from a copy")
             plan = Plan(shadow=Shadow(percent=0.0), keep_warm_s=0.0, workers=release.workers)
-            state = new_rollout(row, source, plan, operator=operator(), is_undo=True)
+            state = new_rollout(row, source, plan, operator=operator(), is_undo=True, servers=self._servers())
             self.files.write(state)
-            return self._engine(on_change).run(state)
+            return run_rollout(self._progress(state, on_change))
 
     def ask(self, request: str) -> RolloutState:
         """Asks the process that runs a rollout to pause, or to go on.
@@ -107,7 +108,7 @@ class Rollouts:
         state = self._unfinished()
         try:
             with self._lock():
-                return self._engine(on_change).roll_back(self._unfinished(), f"aborted by {operator()}")
+                return roll_back(self._progress(self._unfinished(), on_change), f"aborted by {operator()}")
         except BusyError:
             self.files.put_request("abort")
         deadline_s = time.monotonic() + ABORT_TIMEOUT_S
@@ -132,21 +133,41 @@ class Rollouts:
         except BusyError:
             return True
 
+    def _servers(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.gateway.members)
+
     def _unfinished(self) -> RolloutState:
         state = self.files.read()
         if state is None or state.is_finished:
             raise NoRolloutError("no rollout is under way; imgcls rollout history shows those that ended")
         return state
 
-    def _engine(self, on_change: OnChange) -> Engine:
-        return Engine(self.gateway, self.files, trust=self.supervisor.trust, operator=operator(), on_change=on_change)
+    def _progress(self, state: RolloutState, on_change: OnChange) -> Progress:
+        return Progress(
+            self.gateway,
+            self.files,
+            trust=self.supervisor.trust,
+            operator=operator(),
+            on_change=on_change,
+            state=state,
+        )
 
     def _lock(self) -> AbstractContextManager[None]:
         return exclusive(self.files.lock_file, busy=BUSY)
 
 
-def new_rollout(model: Model, archive: Path, plan: Plan, *, operator: str, is_undo: bool = False) -> RolloutState:
+def new_rollout(
+    model: Model, archive: Path, plan: Plan, *, operator: str, servers: Sequence[str] = (), is_undo: bool = False
+) -> RolloutState:
     """Returns a rollout that has not begun.
+
+    Args:
+        model: as the table has it.
+        archive: of the new version.
+        plan: of the rollout.
+        operator: who begins it.
+        servers: the gateway's, in the order in which they are rolled where the plan wants one after the other.
+        is_undo: it goes to a version of the history.
 
     Raises:
         RolloutError: requests are split already, so that there is no one stable version.
@@ -167,13 +188,16 @@ def new_rollout(model: Model, archive: Path, plan: Plan, *, operator: str, is_un
         is_undo=is_undo,
         stable=stable,
         plan=plan,
-        steps=steps_of(plan, is_undo=is_undo),
+        steps=steps_of(plan, is_undo=is_undo, servers=servers),
         created_s=time.time(),
     )
 
 
-def steps_of(plan: Plan, *, is_undo: bool = False) -> tuple[StepState, ...]:
+def steps_of(plan: Plan, *, is_undo: bool = False, servers: Sequence[str] = ()) -> tuple[StepState, ...]:
     """Returns the steps of a plan; an undo tries nothing on requests, as its version has proved itself."""
+    if plan.strategy == "instances":
+        swaps = [StepState(kind="instance", server=server, hold_s=plan.instance_hold_s) for server in servers]
+        return (StepState(kind="verify"), *swaps, StepState(kind="promote"), StepState(kind="retire"))
     steps = [StepState(kind="verify"), StepState(kind="load")]
     if plan.golden:
         steps.append(StepState(kind="golden"))

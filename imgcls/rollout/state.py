@@ -47,6 +47,7 @@ class StepState(_Record):
 
     kind: Step
     weight: float | None = None  # of a canary step
+    server: str | None = None  # of an instance step
     hold_s: float = 0.0
     status: StepStatus = "pending"
     started_s: float | None = None  # since the epoch
@@ -55,7 +56,9 @@ class StepState(_Record):
 
     @property
     def name(self) -> str:
-        """What it is called in views and hooks: `canary 10 %`."""
+        """What it is called in views and the audit log: `canary 10 %`, `instance a`."""
+        if self.server is not None:
+            return f"{self.kind} {self.server}"
         return self.kind if self.weight is None else f"{self.kind} {self.weight:g} %"
 
 
