@@ -4,6 +4,7 @@
     python train.py                                             # handwritten digits, in seconds
     python train.py --data photos/ --network timm/resnet18 --epochs 30 --out runs/photos
     python train.py --config runs/photos/train_config.yaml --lr 0.02 --out runs/photos-2
+    python train.py --config runs/photos/train_config.yaml --resume      # after a kill, a crash or Ctrl-C
 
 What comes next: `imgcls evaluate RUN`, then `./build_mar.sh RUN`.
 """
@@ -27,28 +28,23 @@ try:
     from imgcls.data.sources import open_source
     from imgcls.training.augment import augment
     from imgcls.training.batches import Batches, open_batches
+    from imgcls.training.checkpoint import Checkpoints, Epoch, Progress
     from imgcls.training.config import read_config
-    from imgcls.training.optimise import make_optimiser, make_schedule, restore_schedule
+    from imgcls.training.optimise import make_optimiser, make_schedule
     from imgcls.training.progress import EpochProgress, log
+    from imgcls.training.randomness import Draw, be_deterministic, generator_at, seed_everything
     from imgcls.training.record import write_record
     from imgcls.training.recording import make_record
-    from imgcls.training.run import (
-        Epoch,
-        open_run,
-        read_checkpoint,
-        save_epoch,
-        write_config,
-        write_setup,
-        write_weights,
-    )
+    from imgcls.training.run import open_run, write_config, write_history, write_setup, write_weights
     from imgcls.training.start import (
         choose_device,
         decide_spec,
-        seed_everything,
+        set_threads,
         start_network,
         with_pretraining,
         with_statistics,
     )
+    from imgcls.training.stopping import Stop, Stopped, catch_signals
     from model.errors import ModelError
     from model.normalise import Normalise
 except ModuleNotFoundError as missing:
@@ -60,11 +56,11 @@ except KeyboardInterrupt:  # the imports take seconds
 def main(arguments: Sequence[str]) -> int:
     """Trains one classifier; returns the exit status."""
     # Setup: configuration, run directory, device and random state.
-    config = read_config(arguments, description=str(__doc__))
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    config = set_threads(read_config(arguments, description=str(__doc__)))
+    if config.deterministic:
+        be_deterministic()
     device = choose_device(config.device)
-    generator = seed_everything(config.seed)
+    seed_everything(config.seed)
 
     # Data: its splits, and what is wrong with them. Class order is sorted, so it is the same in every run.
     source = open_source(
@@ -91,82 +87,93 @@ def main(arguments: Sequence[str]) -> int:
     criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
     optimiser = make_optimiser(network, config)
     schedule = make_schedule(optimiser, config, steps=config.epochs * len(train))
-    history: list[Epoch] = []
     record = make_record(config, source, digests, device=device)
+    checkpoints = Checkpoints(run, config, {"network": network, "optimiser": optimiser, "schedule": schedule})
     if config.resume:
-        state, history = read_checkpoint(run, spec=spec)
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        restore_schedule(schedule, state["schedule"])
-        generator.set_state(state["generator"])
+        progress = checkpoints.restore(spec=spec, steps_per_epoch=len(train))
     else:
         write_setup(run, spec=spec, val=source.splits["val"], golden=config.golden)
-    write_record(run, record, first_epoch=len(history) + 1)
+        progress = Progress(steps_per_epoch=len(train))
+        checkpoints.save(progress)
+    write_record(run, record, first_epoch=progress.epoch, first_step=progress.total_steps)
     write_config(run, config)
     parameters = sum(p.numel() for p in network.parameters())
     shape = f"{spec.channels} x {spec.size} x {spec.size}"
     log(f"{spec.network}: {parameters:,} parameters, {shape} input, {len(spec.classes)} classes, on {device}")
 
-    # Loop: one epoch of steps, then validation; the best weights by validation are the run's, the last its checkpoint.
+    # Loop: steps, then validation; the best weights by validation are the run's. It stops between steps only, so that
+    # the checkpoint then written is whole.
     try:
-        for number in range(len(history) + 1, config.epochs + 1):
-            network.train()
-            started, loss_sum, right, seen = time.perf_counter(), 0.0, 0, 0
-            with EpochProgress(f"epoch {number}/{config.epochs}", batches=len(train)) as progress:
-                for pixels, labels in train.draw(generator):
-                    pixels, labels = pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-                    pixels = augment(pixels, flip=config.flip, shift=config.shift, generator=generator)
-                    images = normalise(pixels).contiguous(memory_format=torch.channels_last)
-                    logits = network(images)  # (B, classes)
-                    loss = criterion(logits, labels)
-                    if not math.isfinite(value := loss.item()):
-                        raise RunError(f"the loss is {value} in epoch {number}; lower --lr, which is {config.lr:g}")
-                    optimiser.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimiser.step()
-                    schedule.step()
-                    loss_sum += value * len(labels)
-                    right += int((logits.argmax(1) == labels).sum())
-                    seen += len(labels)
-                    progress.step(loss=value, images=len(labels))
-            images_per_s = seen / (time.perf_counter() - started)
-            val_loss, val_accuracy = validate(network, normalise, val, device=device)
-            epoch = Epoch(
-                epoch=number,
-                lr=optimiser.param_groups[0]["lr"],
-                train_loss=loss_sum / seen,
-                train_accuracy=right / seen,
-                val_loss=val_loss,
-                val_accuracy=val_accuracy,
-                images_per_s=images_per_s,
-            )
-            state = {
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-                "generator": generator.get_state(),
-            }
-            mark = " (best)" if save_epoch(run, epoch, history, network=network, state=state) else ""
-            log(
-                f"epoch {number}/{config.epochs}  train loss {epoch.train_loss:.4f}  val loss {val_loss:.4f}  "
-                f"val accuracy {val_accuracy:.4f}{mark}  {images_per_s:,.0f} images/s"
-            )
-    except KeyboardInterrupt:
-        # Keep what was learnt: the best epoch is on disk; before the first epoch's end the weights of this moment are.
-        if not history:
+        with catch_signals() as stop:
+            while (number := progress.epoch) <= config.epochs:
+                network.train()
+                started, seen_before = time.perf_counter(), progress.seen
+                with EpochProgress(f"epoch {number}/{config.epochs}", batches=len(train), done=progress.step) as bar:
+                    for pixels, labels, _ in train.draw(number, first=progress.step):
+                        # Step. What augmentation draws is a function of the position, so that it need not be stored.
+                        generator = generator_at(Draw.AUGMENT, config.seed, number, progress.step)
+                        pixels, labels = pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                        pixels = augment(pixels, flip=config.flip, shift=config.shift, generator=generator)
+                        images = normalise(pixels).contiguous(memory_format=torch.channels_last)
+                        logits = network(images)  # (B, classes)
+                        loss = criterion(logits, labels)
+                        if not math.isfinite(value := loss.item()):
+                            raise RunError(f"the loss is {value} in epoch {number}; lower --lr, which is {config.lr:g}")
+                        optimiser.zero_grad(set_to_none=True)
+                        loss.backward()
+                        optimiser.step()
+                        schedule.step()
+                        # Checkpoint and log.
+                        right = int((logits.argmax(1) == labels).sum())
+                        progress.add_step(loss=value, right=right, images=len(labels))
+                        if config.checkpoint_every and progress.total_steps % config.checkpoint_every == 0:
+                            checkpoints.save(progress)
+                        bar.step(loss=value, images=len(labels))
+                        stop.check()
+                images_per_s = (progress.seen - seen_before) / (time.perf_counter() - started)
+                # Validate. The best epoch's weights, the history and the checkpoint are written in this order, so that
+                # a run that is killed between two of them does this again.
+                val_loss, val_accuracy = validate(network, normalise, val, device=device, stop=stop)
+                epoch = Epoch(
+                    epoch=number,
+                    lr=optimiser.param_groups[0]["lr"],
+                    train_loss=progress.loss_sum / progress.seen,
+                    train_accuracy=progress.right / progress.seen,
+                    val_loss=val_loss,
+                    val_accuracy=val_accuracy,
+                    images_per_s=images_per_s,
+                )
+                if is_best := val_accuracy > max((row.val_accuracy for row in progress.history), default=-1.0):
+                    write_weights(run, network)
+                progress.end_epoch(epoch)
+                write_history(run, progress.history)
+                checkpoints.save(progress)
+                log(
+                    f"epoch {number}/{config.epochs}  train loss {epoch.train_loss:.4f}  val loss {val_loss:.4f}  "
+                    f"val accuracy {val_accuracy:.4f}{' (best)' * is_best}  {images_per_s:,.0f} images/s"
+                )
+    except Stopped:
+        checkpoints.save(progress)
+        if not progress.history:  # so that what was learnt can be served
             write_weights(run, network)
-        held, onward = ("best", "go on with --resume") if history else ("unfinished", "start again with --overwrite")
-        log(f"interrupted after {len(history)} of {config.epochs} epochs; {run} holds the {held} weights; {onward}")
+        log(
+            f"interrupted after {progress.step} steps of epoch {progress.epoch}; {run} holds the "
+            f"{'best' if progress.history else 'unfinished'} weights; go on with --resume"
+        )
         return 130
     log(f"wrote {run}; next: imgcls evaluate {run}, then ./build_mar.sh {run}")
     return 0
 
 
 @torch.inference_mode()
-def validate(network: nn.Module, normalise: Normalise, val: Batches, *, device: torch.device) -> tuple[float, float]:
+def validate(
+    network: nn.Module, normalise: Normalise, val: Batches, *, device: torch.device, stop: Stop
+) -> tuple[float, float]:
     """Returns mean cross entropy and accuracy on a split."""
     network.eval()
     loss_sum, right = 0.0, 0
-    for pixels, labels in replace(val, batch_size=256).draw(torch.Generator()):
+    for pixels, labels, _ in replace(val, batch_size=256).draw():
+        stop.check()
         images = normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
         logits = network(images)  # (B, classes)
         loss_sum += nn.functional.cross_entropy(logits, labels.to(device), reduction="sum").item()
@@ -188,7 +195,7 @@ def report(problems: Sequence[Problem], *, where: str, strict: bool) -> None:
 
 
 def interrupt(*_: object) -> None:
-    """Ends training on SIGTERM as Ctrl-C does, so that a scheduler's stop keeps what was learnt."""
+    """Ends the program on SIGTERM as on Ctrl-C; in the loop `catch_signals` takes both."""
     raise KeyboardInterrupt
 
 
@@ -203,5 +210,5 @@ if __name__ == "__main__":
         print(f"error: {str(err).splitlines()[0]}; lower --batch-size or --size", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted before the first step; nothing was trained", file=sys.stderr)
+        print("interrupted outside a step; what the last checkpoint holds is kept", file=sys.stderr)
         sys.exit(130)

@@ -2,19 +2,35 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 import torch
-from torch import Generator, Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from imgcls.data.images import ImageSet, Problem
 from imgcls.data.pixels import PixelDataset, PixelSet, drop_unreadable, estimate_bytes, load_pixels
 from imgcls.training.config import TrainConfig
+from imgcls.training.randomness import Draw, generator_at
 from model.spec import ModelSpec
 
 MEMORY_PART = 0.4  # of the memory that is free: a split larger than this is decoded on demand
 STATISTICS_IMAGES = 2_000
+
+
+class Batch(NamedTuple):
+    """One batch on the CPU.
+
+    Attributes:
+        pixels: uint8 (B, C, H, W).
+        labels: int64 (B,).
+        indices: int64 (B,), of the images in their split.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    indices: Tensor
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,7 @@ class Batches:
     batch_size: int
     shuffle: bool
     workers: int
+    seed: int = 0
 
     def __len__(self) -> int:
         """Returns the number of batches of an epoch; the last may be smaller.
@@ -32,30 +49,38 @@ class Batches:
         In training it is never a single image, which batch norm cannot take: that one is left out of the epoch.
         """
         full, rest = divmod(len(self.data), self.batch_size)
-        return full if rest == 0 or self._drops_rest else full + 1
+        drops_rest = self.shuffle and full > 0 and rest == 1
+        return full if rest == 0 or drops_rest else full + 1
 
     @property
-    def _drops_rest(self) -> bool:
-        return self.shuffle and len(self.data) > 1 and len(self.data) % self.batch_size == 1
+    def names(self) -> tuple[str, ...]:
+        """The images' names, by index."""
+        if isinstance(self.data, PixelSet):
+            return self.data.names
+        return tuple(sample.name for sample in self.data.images.samples)
 
-    def draw(self, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields an epoch of (uint8 (B, C, H, W), int64 (B,)) on the CPU."""
-        if isinstance(self.data, PixelDataset):
-            yield from DataLoader(
-                self.data,
-                self.batch_size,
-                shuffle=self.shuffle,
-                drop_last=self._drops_rest,
-                num_workers=self.workers,
-                generator=generator,
-                pin_memory=torch.cuda.is_available(),
-            )
+    def draw(self, epoch: int = 0, *, first: int = 0) -> Iterator[Batch]:
+        """Yields the batches of an epoch, from number `first` on; their order is a function of seed and epoch."""
+        parts = torch.split(self._draw_order(epoch), self.batch_size)[first : len(self)]
+        if isinstance(self.data, PixelSet):
+            for indices in parts:
+                yield Batch(self.data.pixels[indices], self.data.labels[indices], indices)
             return
+        loader = DataLoader(
+            _Indexed(self.data),
+            batch_sampler=[part.tolist() for part in parts],
+            num_workers=self.workers,
+            generator=torch.Generator(),  # else it draws the workers' seed from torch's global state
+            pin_memory=torch.cuda.is_available(),
+        )
+        for pixels, labels, indices in loader:
+            yield Batch(pixels, labels, indices)
+
+    def _draw_order(self, epoch: int) -> Tensor:
         count = len(self.data)
-        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        for number in range(len(self)):
-            indices = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield self.data.pixels[indices], self.data.labels[indices]
+        if not self.shuffle:
+            return torch.arange(count)
+        return torch.randperm(count, generator=generator_at(Draw.ORDER, self.seed, epoch))
 
     def sample_pixels(self) -> Tensor:
         """Returns some of the split's pixels, uint8 (N, C, H, W), to measure mean and standard deviation on."""
@@ -81,4 +106,17 @@ def open_batches(
         readable, problems = drop_unreadable(images, spec, workers=config.workers)
         data = PixelDataset(readable, spec)
     workers = config.workers or torch.get_num_threads()
-    return Batches(data, config.batch_size, shuffle=shuffle, workers=workers), problems
+    return Batches(data, config.batch_size, shuffle=shuffle, workers=workers, seed=config.seed), problems
+
+
+class _Indexed(Dataset[tuple[Tensor, int, int]]):
+    """A data set whose items tell their index too."""
+
+    def __init__(self, data: PixelDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        return *self.data[index], index

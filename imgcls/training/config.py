@@ -51,7 +51,9 @@ class TrainConfig(BaseSettings):
     )
     out: Path = Field(Path("runs/latest"), description="the run directory to write")
     overwrite: bool = Field(False, description="replace a run that is already there")
-    resume: bool = Field(False, description="go on from the run's last checkpoint, with its lr, momentum and decay")
+    resume: bool = Field(False, description="go on from the run's last checkpoint")
+    checkpoint_every: Count | None = Field(None, description="steps; default: at the end of each epoch")
+    keep_checkpoints: Count = Field(2, description="how many of the last checkpoints stay")
     strict: bool = Field(False, description="stop at a corrupt, empty or unlabelled file instead of leaving it out")
     val_fraction: Fraction = Field(0.15, description="part held out for validation where the data has no val split")
     test_fraction: Fraction = Field(0.15, description="part held out for testing where the data has no test split")
@@ -90,6 +92,7 @@ class TrainConfig(BaseSettings):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="of the split, the weights, the order and the augmentation"
     )
+    deterministic: bool = Field(False, description="the same bytes of weights each time, on the same kind of machine")
     device: str = Field("auto", description="auto (CUDA where present), cpu, cuda or cuda:N")
     threads: Count | None = Field(None, description="torch threads; default: torch's own choice")
     workers: Count | None = Field(None, description="that decode images; default: one a core")

@@ -1,15 +1,11 @@
 """The optimiser and the learning rate over a run: torch's own parts, put together from the configuration."""
 
-from typing import Any
-
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, OneCycleLR
 
-from imgcls.errors import UsageError
 from imgcls.training.config import TrainConfig
 
-_LENGTHS = ("T_max", "total_steps")  # where a schedule keeps the length of its run
 WARM_UP = 0.25  # part of a one-cycle run in which the learning rate rises
 
 
@@ -35,18 +31,3 @@ def make_schedule(optimiser: SGD, config: TrainConfig, *, steps: int) -> LRSched
             cycle_momentum=False,
         )
     return LambdaLR(optimiser, lambda _: 1.0)
-
-
-def restore_schedule(schedule: LRScheduler, state: dict[str, Any]) -> None:
-    """Sets a schedule to where a checkpoint's was.
-
-    Raises:
-        UsageError: the checkpoint's was another one, or was laid out for another number of steps.
-    """
-    own = schedule.state_dict()
-    if own.keys() != state.keys() or any(own[key] != state[key] for key in _LENGTHS if key in own):
-        raise UsageError(
-            "the run was started with another --schedule, --epochs, --batch-size or number of images; "
-            "repeat its own, as only a constant schedule can go on for more epochs"
-        )
-    schedule.load_state_dict(state)

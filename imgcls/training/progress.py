@@ -18,9 +18,9 @@ def log(line: str) -> None:
 
 
 class EpochProgress:
-    """The bar of one epoch, as a context manager."""
+    """The bar of one epoch, of which `done` batches are done already, as a context manager."""
 
-    def __init__(self, title: str, *, batches: int) -> None:
+    def __init__(self, title: str, *, batches: int, done: int = 0) -> None:
         console = Console(stderr=True)
         columns = (
             TextColumn(title),
@@ -29,7 +29,7 @@ class EpochProgress:
             TimeRemainingColumn(),
         )
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task(title, total=batches, loss="-", rate=0.0)
+        self._task = self._progress.add_task(title, total=batches, completed=done, loss="-", rate=0.0)
         self._started = time.perf_counter()
         self._images = 0
 

@@ -56,9 +56,13 @@ class ParentRecord(_Part):
 
 
 class Resumption(_Part):
-    """A later part of the run; `changed` holds what of the record was different then."""
+    """A later part of the run; `changed` holds what of the record was different then.
+
+    It began in `first_epoch`, when `first_step` steps of the run were done.
+    """
 
     first_epoch: int
+    first_step: int = 0
     changed: dict[str, Any]
 
 
@@ -79,16 +83,16 @@ class TrainRecord(_Part):
     resumed: tuple[Resumption, ...] = ()
 
 
-def write_record(run: Path, record: TrainRecord, *, first_epoch: int) -> None:
-    """Writes train_record.json; of a resumed run it keeps the start and adds what has changed since.
+def write_record(run: Path, record: TrainRecord, *, first_epoch: int, first_step: int) -> None:
+    """Writes train_record.json; of a resumed run, one with steps done, it keeps the start and adds what has changed.
 
     Raises:
         RunError: the resumed run's record cannot be read.
     """
     path = run / RECORD_FILE
-    if first_epoch > 1 and path.exists():
-        record = _add_resumption(read_record(path), record, first_epoch=first_epoch)
-    elif first_epoch > 1:
+    if first_step and path.exists():
+        record = _add_resumption(read_record(path), record, first_epoch=first_epoch, first_step=first_step)
+    elif first_step:
         record = record.model_copy(update={"first_epoch": first_epoch})
     write_atomic(path, record.model_dump_json(indent=1) + "\n")
 
@@ -136,9 +140,10 @@ def find_versions(names: Sequence[str]) -> dict[str, str]:
     return versions
 
 
-def _add_resumption(earlier: TrainRecord, now: TrainRecord, *, first_epoch: int) -> TrainRecord:
+def _add_resumption(earlier: TrainRecord, now: TrainRecord, *, first_epoch: int, first_step: int) -> TrainRecord:
     facts = ("code", "data", "seed", "device", "versions")  # a resumed run's weights come from its own checkpoint
     before, after = earlier.model_dump(mode="json"), now.model_dump(mode="json")
     changed = {name: after[name] for name in facts if after[name] != before[name]}
-    kept = [part for part in earlier.resumed if part.first_epoch < first_epoch]  # one that ended no epoch left nothing
-    return earlier.model_copy(update={"resumed": (*kept, Resumption(first_epoch=first_epoch, changed=changed))})
+    last = Resumption(first_epoch=first_epoch, first_step=first_step, changed=changed)
+    kept = [part for part in earlier.resumed if (part.first_epoch, part.first_step) < (first_epoch, first_step)]
+    return earlier.model_copy(update={"resumed": (*kept, last)})  # a part that did no step left nothing

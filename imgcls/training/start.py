@@ -1,15 +1,13 @@
-"""What is decided before the first step: device, seeds, the spec, and the weights to start from."""
+"""What is decided before the first step: device, threads, the spec, and the weights to start from."""
 
 from __future__ import annotations
 
 import io
 import math
-import random
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
-import numpy as np
 import torch
 from PIL import Image
 from pydantic import ValidationError
@@ -57,12 +55,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def seed_everything(seed: int) -> torch.Generator:
-    """Seeds Python, NumPy and torch; returns the CPU generator that order and augmentation are drawn from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed)
+def set_threads(config: TrainConfig) -> TrainConfig:
+    """Sets torch's threads; a deterministic run notes how many, as sums come out otherwise with another number."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return config.model_copy(update={"threads": torch.get_num_threads()}) if config.deterministic else config
 
 
 def with_pretraining(config: TrainConfig) -> TrainConfig:
