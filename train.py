@@ -9,14 +9,13 @@
 What comes next: `imgcls evaluate RUN`, then `./build_mar.sh RUN`.
 """
 
-import math
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from imgcls.errors import DataError, ImgclsError, RunError, describe_missing
+from imgcls.errors import DataError, ImgclsError, describe_missing
 
 try:
     import torch
@@ -28,8 +27,9 @@ try:
     from imgcls.data.sources import open_source
     from imgcls.training.augment import augment
     from imgcls.training.batches import Batches, open_batches
-    from imgcls.training.checkpoint import Checkpoints, Epoch, Progress
+    from imgcls.training.checkpoint import Checkpoints, Epoch, Part, Progress
     from imgcls.training.config import read_config
+    from imgcls.training.gradient_filter import GradientFilter
     from imgcls.training.optimise import make_optimiser, make_schedule
     from imgcls.training.progress import EpochProgress, log
     from imgcls.training.randomness import Draw, be_deterministic, generator_at, seed_everything
@@ -84,11 +84,15 @@ def main(arguments: Sequence[str]) -> int:
     # Network, loss, optimiser and schedule. channels_last is what convolutions are fastest in, on CPU and GPU.
     network = start_network(spec, config).to(device).to(memory_format=torch.channels_last)
     normalise = Normalise(spec).to(device)
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing, reduction="none")
     optimiser = make_optimiser(network, config)
     schedule = make_schedule(optimiser, config, steps=config.epochs * len(train))
     record = make_record(config, source, digests, device=device)
-    checkpoints = Checkpoints(run, config, {"network": network, "optimiser": optimiser, "schedule": schedule})
+    names, classes = train.names, len(spec.classes)
+    gradient_filter = GradientFilter(network, config, run=run, names=names, classes=classes, device=device)
+    parts: dict[str, Part] = {"network": network, "optimiser": optimiser, "schedule": schedule}
+    parts["filter"] = gradient_filter
+    checkpoints = Checkpoints(run, config, parts)
     if config.resume:
         progress = checkpoints.restore(spec=spec, steps_per_epoch=len(train))
     else:
@@ -109,23 +113,28 @@ def main(arguments: Sequence[str]) -> int:
                 network.train()
                 started, seen_before = time.perf_counter(), progress.seen
                 with EpochProgress(f"epoch {number}/{config.epochs}", batches=len(train), done=progress.step) as bar:
-                    for pixels, labels, _ in train.draw(number, first=progress.step):
-                        # Step. What augmentation draws is a function of the position, so that it need not be stored.
+                    for batch in train.draw(number, first=progress.step):
+                        # Images. What augmentation draws is a function of the position, so that it need not be stored.
                         generator = generator_at(Draw.AUGMENT, config.seed, number, progress.step)
-                        pixels, labels = pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+                        pixels = batch.pixels.to(device, non_blocking=True)
+                        labels = batch.labels.to(device, non_blocking=True)
                         pixels = augment(pixels, flip=config.flip, shift=config.shift, generator=generator)
                         images = normalise(pixels).contiguous(memory_format=torch.channels_last)
+                        # Forward and backward; samples that the filter drops weigh nothing.
+                        gradient_filter.begin_step()
                         logits = network(images)  # (B, classes)
-                        loss = criterion(logits, labels)
-                        if not math.isfinite(value := loss.item()):
-                            raise RunError(f"the loss is {value} in epoch {number}; lower --lr, which is {config.lr:g}")
+                        weights = gradient_filter.weigh(batch, logits, labels, progress)
+                        loss = (criterion(logits, labels) * weights).sum()
                         optimiser.zero_grad(set_to_none=True)
                         loss.backward()
-                        optimiser.step()
-                        schedule.step()
+                        # Step, unless the filter skips it.
+                        is_allowed, value = gradient_filter.allows(batch, loss, progress)
+                        if is_allowed:
+                            optimiser.step()
+                            schedule.step()
                         # Checkpoint and log.
                         right = int((logits.argmax(1) == labels).sum())
-                        progress.add_step(loss=value, right=right, images=len(labels))
+                        progress.add_step(loss=value, right=right, images=len(labels), is_counted=is_allowed)
                         if config.checkpoint_every and progress.total_steps % config.checkpoint_every == 0:
                             checkpoints.save(progress)
                         bar.step(loss=value, images=len(labels))
@@ -134,11 +143,12 @@ def main(arguments: Sequence[str]) -> int:
                 # Validate. The best epoch's weights, the history and the checkpoint are written in this order, so that
                 # a run that is killed between two of them does this again.
                 val_loss, val_accuracy = validate(network, normalise, val, device=device, stop=stop)
+                remark = gradient_filter.end_epoch(progress)
                 epoch = Epoch(
                     epoch=number,
                     lr=optimiser.param_groups[0]["lr"],
-                    train_loss=progress.loss_sum / progress.seen,
-                    train_accuracy=progress.right / progress.seen,
+                    train_loss=progress.train_loss,
+                    train_accuracy=progress.train_accuracy,
                     val_loss=val_loss,
                     val_accuracy=val_accuracy,
                     images_per_s=images_per_s,
@@ -150,7 +160,7 @@ def main(arguments: Sequence[str]) -> int:
                 checkpoints.save(progress)
                 log(
                     f"epoch {number}/{config.epochs}  train loss {epoch.train_loss:.4f}  val loss {val_loss:.4f}  "
-                    f"val accuracy {val_accuracy:.4f}{' (best)' * is_best}  {images_per_s:,.0f} images/s"
+                    f"val accuracy {val_accuracy:.4f}{' (best)' * is_best}  {images_per_s:,.0f} images/s{remark}"
                 )
     except Stopped:
         checkpoints.save(progress)

@@ -5,6 +5,7 @@ import typer
 from bench.accuracy import accuracy
 from bench.archive import archive
 from bench.growth import growth
+from bench.label_noise import noise
 from bench.serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measures, as ratios within one run.")
@@ -12,6 +13,7 @@ app.command()(serve)
 app.command()(archive)
 app.command()(accuracy)
 app.command()(growth)
+app.command()(noise)
 
 if __name__ == "__main__":
     app()

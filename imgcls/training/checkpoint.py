@@ -86,12 +86,23 @@ class Progress:
         """Steps since the run began."""
         return len(self.history) * self.steps_per_epoch + self.step
 
-    def add_step(self, *, loss: float, right: int, images: int) -> None:
-        """Counts a step; `loss` is the mean over its images."""
+    @property
+    def train_loss(self) -> float:
+        """Mean over the images of the epoch's steps so far; NaN where none counts."""
+        return self.loss_sum / self.seen if self.seen else math.nan
+
+    @property
+    def train_accuracy(self) -> float:
+        """Over the same images."""
+        return self.right / self.seen if self.seen else math.nan
+
+    def add_step(self, *, loss: float, right: int, images: int, is_counted: bool) -> None:
+        """Adds a step, and its images unless it was skipped; `loss` is the mean over its images."""
         self.step += 1
-        self.loss_sum += loss * images
-        self.right += right
-        self.seen += images
+        if is_counted:
+            self.loss_sum += loss * images
+            self.right += right
+            self.seen += images
 
     def end_epoch(self, epoch: Epoch) -> None:
         """Adds a finished epoch; the next one begins."""

@@ -31,6 +31,7 @@ def _parse_digits(value: object) -> object:
 Count = Annotated[int, Field(ge=1)]
 AnyChannels = Annotated[Channels | None, BeforeValidator(_parse_digits)]  # a flag's "3" is not the literal 3
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
@@ -86,6 +87,18 @@ class TrainConfig(BaseSettings):
     weight_decay: NotNegative = Field(0.0, description="of SGD, on weights but not on biases and norms")
     schedule: Literal["constant", "cosine", "one-cycle"] = Field("constant", description="learning rate over the run")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the cross entropy")
+    clip_norm: Positive | None = Field(None, description="clip the gradient's norm to this")
+    reject_norm: Positive | None = Field(
+        None, description="skip a step whose gradient norm is above median + this many MAD of the last 100"
+    )
+    skip_budget: Fraction = Field(0.1, description="stop where more than this part of the last 100 steps was skipped")
+    noise_rate: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = Field(
+        None, description="drop this part of the training images, or auto, as wrongly labelled"
+    )
+    noise_warmup: Count = Field(5, description="epochs before the first are dropped")
+    drop_gradients: Positive | None = Field(
+        None, description="drop images whose gradient is above median + this many MAD of the batch"
+    )
     flip: bool = Field(False, description="augmentation: mirror half of the images")
     shift: Annotated[int, Field(ge=0)] = Field(0, description="augmentation: move each image by up to this many pixels")
 

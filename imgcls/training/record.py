@@ -17,6 +17,7 @@ from imgcls.errors import RunError
 from imgcls.files import write_atomic
 
 RECORD_FILE = "train_record.json"
+REJECTIONS_FILE = "rejections.csv"
 
 
 class _Part(BaseModel):
@@ -55,6 +56,13 @@ class ParentRecord(_Part):
     sha256: str | None = None
 
 
+class RejectionRecord(_Part):
+    """What the backward filter rejected: the digest of rejections.csv, and how often each event had each reason."""
+
+    sha256: str
+    counts: dict[str, int]
+
+
 class Resumption(_Part):
     """A later part of the run; `changed` holds what of the record was different then.
 
@@ -81,6 +89,7 @@ class TrainRecord(_Part):
     versions: dict[str, str]
     first_epoch: int = 1
     resumed: tuple[Resumption, ...] = ()
+    rejections: RejectionRecord | None = None
 
 
 def write_record(run: Path, record: TrainRecord, *, first_epoch: int, first_step: int) -> None:
@@ -95,6 +104,16 @@ def write_record(run: Path, record: TrainRecord, *, first_epoch: int, first_step
     elif first_step:
         record = record.model_copy(update={"first_epoch": first_epoch})
     write_atomic(path, record.model_dump_json(indent=1) + "\n")
+
+
+def write_rejections(run: Path, rejections: RejectionRecord) -> None:
+    """Writes into a run's train_record.json what has been rejected so far.
+
+    Raises:
+        RunError: the record cannot be read.
+    """
+    record = read_record(run / RECORD_FILE).model_copy(update={"rejections": rejections})
+    write_atomic(run / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
 
 
 def read_record(path: Path) -> TrainRecord:

@@ -3,6 +3,7 @@
     weights.safetensors  spec.yaml  index_to_name.json   the best epoch by validation; enough to serve
     train_config.yaml    history.csv  golden/            how it came about, and a few validation images
     train_record.json                                    which code, data and libraries it was trained with
+    rejections.csv                                       which steps and samples the backward filter left out
     checkpoints/         all that decides how the run goes on, for --resume only; never packed
     metrics.json         written by the evaluation
 
@@ -26,7 +27,7 @@ from imgcls.errors import RunError
 from imgcls.files import write_atomic
 from imgcls.training.checkpoint import CHECKPOINTS_FOLDER, EARLIER_FILE, Epoch, read_newest
 from imgcls.training.config import TrainConfig
-from imgcls.training.record import RECORD_FILE
+from imgcls.training.record import RECORD_FILE, REJECTIONS_FILE
 from model.classifier import SPEC_FILE, WEIGHTS_FILE
 from model.errors import ImageError
 from model.golden import GOLDEN_FOLDER
@@ -92,7 +93,16 @@ def write_history(run: Path, history: list[Epoch]) -> None:
 
 def _clear(run: Path) -> None:
     """Removes what an earlier run left, so that no file of it is taken for one of the new run's."""
-    written = (WEIGHTS_FILE, EARLIER_FILE, SPEC_FILE, LABELS_FILE, RECORD_FILE, "metrics.json", "history.csv")
+    written = (
+        WEIGHTS_FILE,
+        EARLIER_FILE,
+        SPEC_FILE,
+        LABELS_FILE,
+        RECORD_FILE,
+        REJECTIONS_FILE,
+        "metrics.json",
+        "history.csv",
+    )
     for name in written:
         (run / name).unlink(missing_ok=True)
     for file in [*run.glob("confusion_*.png"), *run.glob("predictions_*.csv")]:
