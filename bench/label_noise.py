@@ -1,8 +1,8 @@
 """`python -m bench noise`: what the backward filter gains on wrong labels, which it names, and what a NaN costs.
 
 Takes a part of a data set, gives a part of its training labels a wrong class through a CSV source (of the validation
-images drawn from them too, as a user's would be), and trains the same recipe without and with the filter; the test labels
-stay right. Then plants NaN in a part of the batches of a run with right labels, beside the same run without.
+images drawn from them too, as a user's would be), and trains the same recipe without and with the filter; the labels of
+the test split stay right. Then plants NaN in a part of the batches of a run with right labels, beside the same run without.
 """
 
 import csv
