@@ -2,7 +2,7 @@
 
 Takes a part of a data set, gives a part of its training labels a wrong class through a CSV source (of the validation
 images drawn from them too, as a user's would be), and trains the same recipe without and with the filter; the labels of
-the test split stay right. Then plants NaN in a part of the batches of a run with right labels, beside the same run without.
+the test split stay right. Then plants NaN in a part of the batches of a run with right labels, beside the same without.
 """
 
 import csv
@@ -120,7 +120,7 @@ def measure(
     started = time.perf_counter()
     subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - started
-    command = [sys.executable, "-m", "imgcls.cli.main", "evaluate", run, "--test", f"test={table}"]
+    command: list[str | Path] = [sys.executable, "-m", "imgcls.cli.main", "evaluate", run, "--test", f"test={table}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     accuracy = json.loads((run / "metrics.json").read_text())["test_sets"]["test"]["accuracy"]
     if not (named := read_dropped(run / "rejections.csv")) or flipped is None:

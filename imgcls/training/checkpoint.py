@@ -19,6 +19,7 @@ import torch
 from imgcls.errors import RunError, UsageError
 from imgcls.files import write_atomic
 from imgcls.training.config import TrainConfig
+from imgcls.training.distributed import World
 from imgcls.training.progress import log
 from imgcls.training.randomness import capture_random_states, restore_random_states
 from model.spec import SPEC_FILE, ModelSpec, read_spec
@@ -30,7 +31,20 @@ FORMAT = 2
 # What may be another in the rest of a run: it does not decide the weights, or the spec is compared instead.
 _FREE = {"data", "out", "overwrite", "resume", "strict", "weights", "pretrained"}
 _FREE |= {"device", "threads", "workers", "golden", "deterministic", "checkpoint_every", "keep_checkpoints", "epochs"}
-_FREE |= {"network", "parameters", "channels", "size", "resize", "interpolation", "mean", "std"}
+_FREE |= {
+    "accumulate",
+    "patience",
+    "find_lr",
+    "compile",
+    "network",
+    "parameters",
+    "channels",
+    "size",
+    "resize",
+    "interpolation",
+    "mean",
+    "std",
+}
 
 
 class Part(Protocol):
@@ -86,6 +100,17 @@ class Progress:
         """Steps since the run began."""
         return len(self.history) * self.steps_per_epoch + self.step
 
+    def is_better(self, epoch: Epoch) -> bool:
+        """Whether an epoch's validation accuracy is the highest so far."""
+        return epoch.val_accuracy > max((row.val_accuracy for row in self.history), default=-1.0)
+
+    def is_stale(self, patience: int | None) -> bool:
+        """Whether the best validation accuracy is at least that many epochs old; never without a patience."""
+        accuracies = [row.val_accuracy for row in self.history]
+        if patience is None or not accuracies:
+            return False
+        return len(accuracies) - 1 - accuracies.index(max(accuracies)) >= patience
+
     @property
     def train_loss(self) -> float:
         """Mean over the images of the epoch's steps so far; NaN where none counts."""
@@ -117,22 +142,29 @@ class Checkpoints:
         run: the run directory.
         config: of the run.
         parts: what has a state, by name; each is saved and restored.
+        world: the processes of the run; the main one writes and reads.
     """
 
-    def __init__(self, run: Path, config: TrainConfig, parts: Mapping[str, Part]) -> None:
+    def __init__(self, run: Path, config: TrainConfig, parts: Mapping[str, Part], *, world: World) -> None:
+        self.world = world
         self.folder = run / CHECKPOINTS_FOLDER
         self.config = config
         self.parts = parts
 
     def save(self, progress: Progress) -> None:
-        """Writes a checkpoint and removes those that are older than the last `config.keep_checkpoints`."""
+        """Writes a checkpoint and removes those that are older than the last `config.keep_checkpoints`.
+
+        All processes must call it, as the filter's log and the random states are those of all.
+        """
         state = {
             "format": FORMAT,
             "config": self.config.model_dump(mode="json"),
             "progress": asdict(progress),
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
-            "random": capture_random_states(),
+            "random": self.world.gather(capture_random_states()),
         }
+        if not self.world.is_main:
+            return
         buffer = io.BytesIO()
         torch.save(state, buffer)
         self.folder.mkdir(exist_ok=True)
@@ -148,18 +180,29 @@ class Checkpoints:
             UsageError: it is of a run with other settings.
             SpecError: the run's spec cannot be read.
         """
-        state = read_newest(self.folder.parent)
-        for half_written in self.folder.parent.rglob(".*.tmp"):  # when it was killed
-            half_written.unlink()
-        self._refuse_other(state, spec=spec, steps_per_epoch=steps_per_epoch)
+        state = self.world.ask_main(lambda: self._read(spec=spec, steps_per_epoch=steps_per_epoch))
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state["parts"][name])
-            restore_random_states(state["random"])
+            self._restore_random(state["random"])
             history = [Epoch(**row) for row in state["progress"].pop("history")]
             return Progress(history=history, **state["progress"])
         except (KeyError, TypeError, ValueError, RuntimeError) as err:
             raise RunError(f"{self.folder}: does not fit the run: {_say(err)}; train again with --overwrite") from err
+
+    def _read(self, *, spec: ModelSpec, steps_per_epoch: int) -> dict[str, Any]:
+        state = read_newest(self.folder.parent)
+        for half_written in self.folder.parent.rglob(".*.tmp"):  # when it was killed
+            half_written.unlink()
+        self._refuse_other(state, spec=spec, steps_per_epoch=steps_per_epoch)
+        return state
+
+    def _restore_random(self, states: list[dict[str, Any]]) -> None:
+        """Another number of processes than before goes on from new states, and so not to the bit."""
+        if len(states) == self.world.size:
+            restore_random_states(states[self.world.rank])
+        else:
+            log(f"warning: the run had {len(states)} processes, now {self.world.size}: dropout draws anew")
 
     def _refuse_other(self, state: dict[str, Any], *, spec: ModelSpec, steps_per_epoch: int) -> None:
         run = self.folder.parent

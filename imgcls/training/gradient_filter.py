@@ -9,17 +9,20 @@ train.py calls it; each rejection is a row of rejections.csv, and their sum a pa
 archive's provenance.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn import functional
 
 from imgcls.training.batches import Batch
 from imgcls.training.checkpoint import Progress
 from imgcls.training.config import TrainConfig
+from imgcls.training.distributed import World
 from imgcls.training.label_filter import LabelFilter
 from imgcls.training.record import write_rejections
 from imgcls.training.rejections import Rejections, Row
@@ -36,7 +39,7 @@ class GradientFilter:
         run: the run directory.
         names: of the training images, by index.
         classes: how many.
-        device: of the network.
+        world: the processes of the run, which decide alike.
     """
 
     def __init__(
@@ -47,30 +50,31 @@ class GradientFilter:
         run: Path,
         names: Sequence[str],
         classes: int,
-        device: torch.device,
+        world: World,
     ) -> None:
         self.config = config
         self.names = names
         self.run = run
-        self.rejections = Rejections(run)
+        self.world = world
+        self.rejections = Rejections(run, world=world)
         self.steps = StepFilter(network, config)
-        self.labels = LabelFilter(len(names), config, device=device)
+        self.labels = LabelFilter(len(names), config, world=world)
         self.last_layer = LastLayer(network, classes=classes) if config.drop_gradients is not None else None
 
     def begin_step(self) -> None:
         """Comes before the forward pass, which changes a batch norm's buffers."""
         self.steps.begin_step()
 
-    def weigh(self, batch: Batch, logits: Tensor, labels: Tensor, progress: Progress) -> Tensor:
-        """Returns each image's weight in the loss, float32 (B,), whose sum is at most 1.
+    def weigh(self, batch: Batch, logits: Tensor, progress: Progress) -> Tensor:
+        """Returns each image's weight in the loss, float32 (B,), whose sum over all images of the step is at most 1.
 
         Args:
-            batch: the images.
+            batch: the images, on the device of the logits.
             logits: (B, classes), of the forward pass just done.
-            labels: int64 (B,), on the device of the logits.
             progress: where the run stands.
         """
-        weights = self.labels.weigh(batch.indices).to(logits.device)
+        weights = self.labels.weigh(batch.indices, among=batch.among).to(logits.device)
+        labels = batch.labels.to(logits.device)
         if self.labels.rate is not None:
             losses = functional.cross_entropy(logits.detach().float(), labels, reduction="none")
             self.labels.observe(losses, batch.indices)
@@ -85,8 +89,14 @@ class GradientFilter:
             )
         return weights
 
-    def allows(self, batch: Batch, loss: Tensor, progress: Progress) -> tuple[bool, float]:
-        """Judges the step after its backward pass, and clips its gradient.
+    def allows(self, batch: Batch, loss: Tensor, *, progress: Progress, scaler: GradScaler) -> tuple[bool, float]:
+        """Judges the step after its backward pass, and clips its gradient, from which the scale is taken off.
+
+        Args:
+            batch: the step's images.
+            loss: summed over all parts and processes.
+            progress: where the run stands.
+            scaler: of fp16, to know whether a gradient has overflown for its scale only.
 
         Returns:
             Whether to take the step, and the loss.
@@ -95,7 +105,8 @@ class GradientFilter:
             RunError: too many of the recent steps had to be skipped.
         """
         value, norm = torch.stack([loss.detach().float(), self.steps.measure()]).tolist()  # one wait for the device
-        rejection = self.steps.judge(loss=value, norm=norm)
+        is_scaled = not math.isfinite(norm) and scaler.is_enabled() and scaler.get_scale() > 1
+        rejection = self.steps.judge(loss=value, norm=norm, is_scaled=is_scaled)
         if rejection is None:
             return True, value
         self.rejections.add(
@@ -115,7 +126,9 @@ class GradientFilter:
             self._row(progress, "drop" if each.is_dropped else "return", each.index, "label", each.value, each.limit)
             for each in changes
         )
-        write_rejections(self.run, self.rejections.summarise())
+        self.rejections.flush()
+        if self.world.is_main:
+            write_rejections(self.run, self.rejections.summarise())
         dropped = int(self.labels.is_dropped.sum())
         return f"  {dropped:,} of {len(self.names):,} labels dropped" if dropped else ""
 

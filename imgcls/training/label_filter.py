@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from imgcls.training.config import TrainConfig
+from imgcls.training.distributed import World
 
 MEMORY = 0.7  # weight of the earlier epochs in an image's average
 LEAST_IMAGES = 20  # to fit a mixture to
@@ -35,10 +36,11 @@ class LabelFilter:
     Args:
         count: of the training images.
         config: its noise_rate and noise_warmup.
-        device: on which losses are kept, so that no step waits for them.
+        world: whose device keeps the losses, so that no step waits for them.
     """
 
-    def __init__(self, count: int, config: TrainConfig, *, device: torch.device) -> None:
+    def __init__(self, count: int, config: TrainConfig, *, world: World) -> None:
+        self.world, device = world, world.device
         self.rate: float | Literal["auto"] | None = config.noise_rate
         self.warmup = config.noise_warmup
         self.mean = torch.zeros(count, device=device)
@@ -47,10 +49,15 @@ class LabelFilter:
         self.times = torch.zeros(count, device=device)  # that each image was seen in this epoch
         self.is_dropped = torch.zeros(count, dtype=torch.bool)
 
-    def weigh(self, indices: Tensor) -> Tensor:
-        """Returns the images' weights in the mean loss of a batch, float32 (B,): equal, and 0 for dropped ones."""
-        kept = (~self.is_dropped[indices]).float()
-        return kept / kept.sum().clamp(min=1)
+    def weigh(self, indices: Tensor, *, among: Tensor) -> Tensor:
+        """Returns images' weights in the mean loss of a batch, float32 (B,): equal, and 0 for dropped ones.
+
+        Args:
+            indices: of the images.
+            among: of all images of the step, of which they may be a part.
+        """
+        kept = (~self.is_dropped[among]).sum().clamp(min=1)
+        return (~self.is_dropped[indices]).float() / kept
 
     def observe(self, losses: Tensor, indices: Tensor) -> None:
         """Notes the losses of a batch, float32 (B,); one that is not finite tells nothing."""
@@ -65,6 +72,8 @@ class LabelFilter:
         """Averages the epoch's losses in, decides which images are dropped from now on, and returns what changed."""
         if self.rate is None:
             return []
+        self.world.add_up(self.sums)
+        self.world.add_up(self.times)
         was_seen, now = self.times > 0, self.sums / self.times.clamp(min=1)
         averaged = torch.where(self.epochs > 0, MEMORY * self.mean + (1 - MEMORY) * now, now)
         self.mean = torch.where(was_seen, averaged, self.mean)

@@ -7,6 +7,8 @@ from torch's global state; it is in every checkpoint, with NumPy's, Python's and
 
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Any
 
@@ -19,6 +21,8 @@ class Draw(IntEnum):
 
     ORDER = 0
     AUGMENT = 1
+    TRANSFORM = 2
+    MIX = 3
 
 
 def seed_everything(seed: int) -> None:
@@ -32,6 +36,17 @@ def generator_at(draw: Draw, seed: int, *position: int) -> torch.Generator:
     """Returns a CPU generator that is a function of these numbers, and of nothing that was drawn before."""
     mixed = np.random.SeedSequence([draw, seed, *position]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(mixed) % 2**63)
+
+
+@contextmanager
+def drawing_at(draw: Draw, seed: int, *position: int) -> Iterator[None]:
+    """Within it, what torchvision draws from torch's global CPU state is a function of these numbers."""
+    before = torch.get_rng_state()
+    torch.set_rng_state(generator_at(draw, seed, *position).get_state())
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def be_deterministic() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imgcls.files import sync
+from imgcls.training.distributed import World
 from imgcls.training.record import REJECTIONS_FILE, RejectionRecord
 
 
@@ -36,9 +37,10 @@ class Row(NamedTuple):
 
 
 class Rejections:
-    """The log of one run; has a state, for checkpoints."""
+    """The log of one run, written by its main process; has a state, for checkpoints."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, *, world: World) -> None:
+        self.world = world
         self.path = run / REJECTIONS_FILE
         self._pending: list[Row] = []
         self._length = 0
@@ -49,9 +51,11 @@ class Rejections:
         self._pending.extend(rows)
 
     def flush(self) -> None:
-        """Appends what is pending to the file and brings it to the disk."""
-        rows, self._pending = self._pending, []
-        if self.path.exists() and not rows and self._length:
+        """Appends what is pending in all processes to the file and brings it to the disk; all must call it."""
+        gathered = self.world.gather(self._pending)
+        rows = [row for part in gathered for row in part]
+        self._pending = []
+        if not self.world.is_main or (self._length and not rows):
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -68,8 +72,7 @@ class Rejections:
         self._count(rows)
 
     def summarise(self) -> RejectionRecord:
-        """Returns how much was rejected, and the digest of the file as it is now."""
-        self.flush()
+        """Returns how much was rejected, and the digest of the file as it is; for the main process, after `flush`."""
         counts = {name: self._counts[name] for name in sorted(self._counts)}
         return RejectionRecord(sha256=hashlib.sha256(self.path.read_bytes()).hexdigest(), counts=counts)
 
@@ -84,6 +87,8 @@ class Rejections:
         Raises:
             ValueError: it is shorter.
         """
+        if not self.world.is_main:
+            return
         self._length, self._counts = state_dict["length"], Counter(state_dict["counts"])
         size = self.path.stat().st_size if self.path.exists() else 0
         if size < self._length:

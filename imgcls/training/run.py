@@ -46,6 +46,8 @@ def open_run(config: TrainConfig) -> Path:
             folder cannot be made.
     """
     run = config.out
+    if config.find_lr:
+        return run  # nothing will be written
     has_run = any((run / name).exists() for name in (WEIGHTS_FILE, CHECKPOINTS_FOLDER, EARLIER_FILE, SPEC_FILE))
     if run.is_dir() and any(run.iterdir()) and not has_run:
         raise RunError(f"{run}: holds files that are no run's; give another --out, so that nothing of yours is lost")

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from imgcls.data.images import ImageSet
 from imgcls.errors import RunError, UsageError
+from imgcls.training.checkpoint import list_checkpoints
 from imgcls.training.config import TrainConfig
+from imgcls.training.distributed import is_restarted
 from model.errors import ImageError, describe_validation_error
 from model.images import decode_image
 from model.network import build_network
@@ -60,6 +62,13 @@ def set_threads(config: TrainConfig) -> TrainConfig:
     if config.threads:
         torch.set_num_threads(config.threads)
     return config.model_copy(update={"threads": torch.get_num_threads()}) if config.deterministic else config
+
+
+def with_restart(config: TrainConfig) -> TrainConfig:
+    """Lets a run whose processes torchrun had to start anew go on from its last checkpoint, where it wrote one."""
+    if is_restarted() and list_checkpoints(config.out):
+        return config.model_copy(update={"resume": True})
+    return config
 
 
 def with_pretraining(config: TrainConfig) -> TrainConfig:

@@ -43,7 +43,7 @@ class StepFilter:
         self.reject_norm = config.reject_norm
         self.skip_budget = config.skip_budget
         self.clip_norm = config.clip_norm
-        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._parameters = list(network.parameters())
         self._buffers = list(network.buffers())
         self._kept = [buffer.clone() for buffer in self._buffers]
         self._norms: deque[float] = deque(maxlen=WINDOW)
@@ -59,16 +59,22 @@ class StepFilter:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         return nn.utils.get_total_norm(gradients, foreach=True)
 
-    def judge(self, *, loss: float, norm: float) -> Rejection | None:
+    def judge(self, *, loss: float, norm: float, is_scaled: bool = False) -> Rejection | None:
         """Returns why the step must be skipped, or None; a step that is taken has its gradient clipped.
 
-        Raises:
-            RunError: more of the recent steps were skipped than the budget allows.
+        Args:
+            loss: of the step.
+            norm: of its gradient.
+            is_scaled: the loss was scaled up for fp16: a gradient that overflows then costs nothing of the budget, as
+                the scaler is only finding its scale.
         """
         rejection = self._find_fault(loss=loss, norm=norm)
+        if is_scaled and math.isfinite(loss) and not math.isfinite(norm):
+            rejection = Rejection("fp16 scale", norm)
+        else:
+            self._outcomes.append(rejection is not None)
         if math.isfinite(norm):
             self._norms.append(norm)  # rejected ones too: where norms rise for good, the median follows
-        self._outcomes.append(rejection is not None)
         if rejection is None:
             self._clip(norm)
             return None

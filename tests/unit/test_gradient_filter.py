@@ -18,13 +18,13 @@ from torch.nn import functional
 from imgcls.archive.provenance import write_provenance
 from imgcls.errors import RunError, UsageError
 from imgcls.training.config import read_config
+from imgcls.training.distributed import World
 from imgcls.training.label_filter import LabelFilter, find_loss_limit
 from imgcls.training.sample_gradients import LastLayer, find_outliers
 from imgcls.training.step_filter import Rejection, StepFilter, find_limit
 from model.network import SimpleCNN
 from model.normalise import Normalise
 
-CPU = torch.device("cpu")
 BATCH_NORM = ("--parameters", '{"widths": [4], "norm": "batch"}')
 
 
@@ -231,12 +231,12 @@ def observe(labels: LabelFilter, losses: torch.Tensor, epoch: int) -> list[int]:
 
 
 def test_labels_are_dropped_after_the_warm_up_by_their_average_loss_and_return():
-    labels = LabelFilter(10, configure("--noise-rate", 0.2, "--noise-warmup", 2), device=CPU)
+    labels = LabelFilter(10, configure("--noise-rate", 0.2, "--noise-warmup", 2), world=World())
     losses = torch.arange(10.0)
     assert observe(labels, losses, 1) == []
-    assert labels.weigh(torch.arange(5)).tolist() == [pytest.approx(0.2)] * 5
+    assert labels.weigh(torch.arange(5), among=torch.arange(5)).tolist() == [pytest.approx(0.2)] * 5
     assert observe(labels, losses, 2) == [8, 9]
-    assert labels.weigh(torch.tensor([9, 0, 1])).tolist() == [0.0, 0.5, 0.5]
+    assert labels.weigh(torch.tensor([9, 0, 1]), among=torch.tensor([9, 0, 1])).tolist() == [0.0, 0.5, 0.5]
     losses[8] = 0.0
     losses[9] = math.nan  # tells nothing
     found = [observe(labels, losses, epoch) for epoch in range(3, 6)]
@@ -254,7 +254,7 @@ def test_auto_finds_the_component_of_high_losses_and_nothing_where_all_are_alike
 
 
 def test_an_image_that_is_seen_twice_in_an_epoch_counts_with_its_mean():
-    labels = LabelFilter(2, configure("--noise-rate", 0.5, "--noise-warmup", 9), device=CPU)
+    labels = LabelFilter(2, configure("--noise-rate", 0.5, "--noise-warmup", 9), world=World())
     labels.observe(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
     labels.end_epoch(1)
     assert labels.mean.tolist() == [2.0, 5.0]

@@ -106,10 +106,10 @@ def test_a_device_that_cannot_be_used_is_refused(name):
         choose_device(name)
 
 
-def rates(schedule_name: str, steps: int = 8) -> list[float]:
-    config = read("--schedule", schedule_name, "--lr", "0.8")
+def rates(schedule_name: str, *flags: str, steps: int = 8) -> list[float]:
+    config = read("--schedule", schedule_name, "--lr", "0.8", "--epochs", "1", *flags)
     optimiser = make_optimiser(nn.Linear(2, 2), config)
-    schedule = make_schedule(optimiser, config, steps=steps)
+    schedule = make_schedule(optimiser, config, steps_per_epoch=steps)
     found = []
     for _ in range(steps):
         found.append(optimiser.param_groups[0]["lr"])
@@ -131,7 +131,7 @@ def test_schedules_have_their_shapes():
 
 def test_weight_decay_leaves_biases_and_norms_alone():
     network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
-    decayed, plain = make_optimiser(network, read("--weight-decay", "0.1")).param_groups
+    plain, decayed = make_optimiser(network, read("--weight-decay", "0.1")).param_groups
     assert ([p.ndim for p in decayed["params"]], decayed["weight_decay"]) == ([4, 2], 0.1)
     assert ({p.ndim for p in plain["params"]}, plain["weight_decay"]) == ({1}, 0.0)
 
