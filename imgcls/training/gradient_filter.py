@@ -122,9 +122,10 @@ class GradientFilter:
     def end_epoch(self, progress: Progress) -> str:
         """Judges the labels anew, writes what was rejected into log and record, and returns a few words on it."""
         changes = self.labels.end_epoch(progress.epoch)
-        self.rejections.add(
+        self.rejections.add(  # each process has found the same
             self._row(progress, "drop" if each.is_dropped else "return", each.index, "label", each.value, each.limit)
             for each in changes
+            if self.world.is_main
         )
         self.rejections.flush()
         if self.world.is_main:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from imgcls.training.checkpoint import list_checkpoints
 
 PROJECT = Path(__file__).parents[2]
-OPTIONS = ["--epochs", "3", "--batch-size", "8", "--flip", "--shift", "1", "--schedule", "cosine", "--device", "cpu"]
+OPTIONS = ["--epochs", "3", "--batch-size", "10", "--flip", "--shift", "1", "--schedule", "cosine", "--device", "cpu"]
 OPTIONS += ["--threads", "1", "--noise-rate", "0.1", "--noise-warmup", "1", "--momentum", "0.9"]
 PLAIN = ["--parameters", '{"widths": [8, 8], "hidden": 16}']
 DROPOUT = ["--parameters", '{"widths": [8], "hidden": 16, "dropout": 0.3, "norm": "batch"}']
@@ -65,6 +65,7 @@ def test_two_processes_train_what_one_trains(tmp_path, images):
     for a, b in zip(*(read_table(tmp_path / name / "history.csv") for name in ("1", "2")), strict=True):
         for column in ("train_loss", "train_accuracy", "val_loss", "val_accuracy"):
             assert float(a[column]) == pytest.approx(float(b[column]), abs=1e-4), column
+    assert len(list_checkpoints(tmp_path / "2")) == 2
     one, two = ([tuple(row.values())[:4] for row in read_table(tmp_path / n / "rejections.csv")] for n in ("1", "2"))
     assert one == two != []
 
