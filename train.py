@@ -4,18 +4,18 @@
     python train.py                                             # handwritten digits, in seconds
     python train.py --data photos/ --network timm/resnet18 --epochs 30 --out runs/photos
     python train.py --config runs/photos/train_config.yaml --lr 0.02 --out runs/photos-2
+    python train.py --config runs/photos/train_config.yaml --resume      # after a kill, a crash or Ctrl-C
+    torchrun --nproc-per-node 4 train.py --data photos/                  # several processes, here or on several nodes
 
 What comes next: `imgcls evaluate RUN`, then `./build_mar.sh RUN`.
 """
 
-import math
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
-from imgcls.errors import DataError, ImgclsError, RunError, describe_missing
+from imgcls.errors import DataError, ImgclsError, describe_missing
 
 try:
     import torch
@@ -25,30 +25,31 @@ try:
     from imgcls.data.digests import hash_source
     from imgcls.data.images import Problem, count_files
     from imgcls.data.sources import open_source
-    from imgcls.training.augment import augment
+    from imgcls.training.augment import augment, make_mix
+    from imgcls.training.balance import weigh_classes
     from imgcls.training.batches import Batches, open_batches
-    from imgcls.training.config import read_config
-    from imgcls.training.optimise import make_optimiser, make_schedule, restore_schedule
+    from imgcls.training.checkpoint import Checkpoints, Epoch, Part, Progress
+    from imgcls.training.config import TrainConfig, read_config
+    from imgcls.training.distributed import World, delay_averaging, join_world
+    from imgcls.training.gradient_filter import GradientFilter
+    from imgcls.training.head import set_training
+    from imgcls.training.lr_finder import find_lr
+    from imgcls.training.optimise import make_ema, make_optimiser, make_scaler, make_schedule
     from imgcls.training.progress import EpochProgress, log
+    from imgcls.training.randomness import Draw, be_deterministic, drawing_at, generator_at, seed_everything
     from imgcls.training.record import write_record
     from imgcls.training.recording import make_record
-    from imgcls.training.run import (
-        Epoch,
-        open_run,
-        read_checkpoint,
-        save_epoch,
-        write_config,
-        write_setup,
-        write_weights,
-    )
+    from imgcls.training.run import open_run, write_config, write_history, write_setup, write_weights
     from imgcls.training.start import (
         choose_device,
         decide_spec,
-        seed_everything,
+        set_threads,
         start_network,
         with_pretraining,
+        with_restart,
         with_statistics,
     )
+    from imgcls.training.stopping import Stop, Stopped, catch_signals
     from model.errors import ModelError
     from model.normalise import Normalise
 except ModuleNotFoundError as missing:
@@ -57,16 +58,23 @@ except KeyboardInterrupt:  # the imports take seconds
     sys.exit(130)
 
 
+AMP = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def main(arguments: Sequence[str]) -> int:
     """Trains one classifier; returns the exit status."""
-    # Setup: configuration, run directory, device and random state.
-    config = read_config(arguments, description=str(__doc__))
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
-    generator = seed_everything(config.seed)
+    config = set_threads(read_config(arguments, description=str(__doc__)))
+    if config.deterministic:
+        be_deterministic()
+    with join_world(choose_device(config.device)) as world:
+        return train_classifier(with_restart(config), world)
 
+
+def train_classifier(config: TrainConfig, world: World) -> int:
+    """Trains as configured, as one process or one of several; returns the exit status."""
     # Data: its splits, and what is wrong with them. Class order is sorted, so it is the same in every run.
+    seed_everything(config.seed)
+    device, run = world.device, config.out
     source = open_source(
         config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
     )
@@ -79,99 +87,165 @@ def main(arguments: Sequence[str]) -> int:
         log(f"warning: {warning}")
     config = with_pretraining(config)
     spec = decide_spec(config, source.splits["train"])
-    run = open_run(config)
-    train, bad_train = open_batches(source.splits["train"], spec, config, shuffle=True)
-    val, bad_val = open_batches(source.splits["val"], spec, config, shuffle=False)
+    world.ask_main(lambda: open_run(config))
+    train, bad_train = open_batches(source.splits["train"], spec, config, shuffle=True, world=world)
+    val, bad_val = open_batches(source.splits["val"], spec, config, shuffle=False, world=world)
     report([*bad_train, *bad_val], where="decoding", strict=config.strict)
     spec = with_statistics(spec, config, train.sample_pixels())
 
     # Network, loss, optimiser and schedule. channels_last is what convolutions are fastest in, on CPU and GPU.
+    classes = len(spec.classes)
     network = start_network(spec, config).to(device).to(memory_format=torch.channels_last)
     normalise = Normalise(spec).to(device)
-    criterion = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+    if config.find_lr:
+        print(f"--lr {find_lr(network, normalise, train, config, device=device):.2g}")
+        return 0
+    class_weights = weigh_classes(train.labels, classes=classes).to(device) if config.class_weights else None
+    criterion = nn.CrossEntropyLoss(class_weights, label_smoothing=config.label_smoothing, reduction="none")
     optimiser = make_optimiser(network, config)
-    schedule = make_schedule(optimiser, config, steps=config.epochs * len(train))
-    history: list[Epoch] = []
+    schedule = make_schedule(optimiser, config, steps_per_epoch=len(train))
+    scaler, mix = make_scaler(config, device), make_mix(config, classes=classes)
+    ema = make_ema(network, config)
+    judged = ema.module if ema else network  # whose weights are validated and become the run's
+    gradient_filter = GradientFilter(network, config, run=run, names=train.names, classes=classes, world=world)
+
+    # Where the run stands: at its start, or at a checkpoint.
+    parts: dict[str, Part] = {"network": network, "optimiser": optimiser, "schedule": schedule, "scaler": scaler}
+    parts |= {"filter": gradient_filter} | ({"ema": ema} if ema else {})
+    checkpoints = Checkpoints(run, config, parts, world=world)
     record = make_record(config, source, digests, device=device)
+    world.draw_apart(config.seed)
     if config.resume:
-        state, history = read_checkpoint(run, spec=spec)
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        restore_schedule(schedule, state["schedule"])
-        generator.set_state(state["generator"])
+        progress = checkpoints.restore(spec=spec, steps_per_epoch=len(train))
     else:
-        write_setup(run, spec=spec, val=source.splits["val"], golden=config.golden)
-    write_record(run, record, first_epoch=len(history) + 1)
-    write_config(run, config)
+        world.ask_main(lambda: write_setup(run, spec=spec, val=source.splits["val"], golden=config.golden))
+        progress = Progress(steps_per_epoch=len(train))
+        checkpoints.save(progress)
+    if world.is_main:
+        write_record(run, record, first_epoch=progress.epoch, first_step=progress.total_steps)
+        write_config(run, config)
     parameters = sum(p.numel() for p in network.parameters())
     shape = f"{spec.channels} x {spec.size} x {spec.size}"
-    log(f"{spec.network}: {parameters:,} parameters, {shape} input, {len(spec.classes)} classes, on {device}")
+    log(f"{spec.network}: {parameters:,} parameters, {shape} input, {classes} classes, on {world.describe()}")
 
-    # Loop: one epoch of steps, then validation; the best weights by validation are the run's, the last its checkpoint.
+    # Loop: steps, then validation. It stops between steps only, so that the checkpoint then written is whole.
+    forward: nn.Module | None = None
     try:
-        for number in range(len(history) + 1, config.epochs + 1):
-            network.train()
-            started, loss_sum, right, seen = time.perf_counter(), 0.0, 0, 0
-            with EpochProgress(f"epoch {number}/{config.epochs}", batches=len(train)) as progress:
-                for pixels, labels in train.draw(generator):
-                    pixels, labels = pixels.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-                    pixels = augment(pixels, flip=config.flip, shift=config.shift, generator=generator)
-                    images = normalise(pixels).contiguous(memory_format=torch.channels_last)
-                    logits = network(images)  # (B, classes)
-                    loss = criterion(logits, labels)
-                    if not math.isfinite(value := loss.item()):
-                        raise RunError(f"the loss is {value} in epoch {number}; lower --lr, which is {config.lr:g}")
-                    optimiser.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimiser.step()
-                    schedule.step()
-                    loss_sum += value * len(labels)
-                    right += int((logits.argmax(1) == labels).sum())
-                    seen += len(labels)
-                    progress.step(loss=value, images=len(labels))
-            images_per_s = seen / (time.perf_counter() - started)
-            val_loss, val_accuracy = validate(network, normalise, val, device=device)
-            epoch = Epoch(
-                epoch=number,
-                lr=optimiser.param_groups[0]["lr"],
-                train_loss=loss_sum / seen,
-                train_accuracy=right / seen,
-                val_loss=val_loss,
-                val_accuracy=val_accuracy,
-                images_per_s=images_per_s,
-            )
-            state = {
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-                "generator": generator.get_state(),
-            }
-            mark = " (best)" if save_epoch(run, epoch, history, network=network, state=state) else ""
-            log(
-                f"epoch {number}/{config.epochs}  train loss {epoch.train_loss:.4f}  val loss {val_loss:.4f}  "
-                f"val accuracy {val_accuracy:.4f}{mark}  {images_per_s:,.0f} images/s"
-            )
-    except KeyboardInterrupt:
-        # Keep what was learnt: the best epoch is on disk; before the first epoch's end the weights of this moment are.
-        if not history:
-            write_weights(run, network)
-        held, onward = ("best", "go on with --resume") if history else ("unfinished", "start again with --overwrite")
-        log(f"interrupted after {len(history)} of {config.epochs} epochs; {run} holds the {held} weights; {onward}")
+        with catch_signals() as stop:
+            while (number := progress.epoch) <= config.epochs and not progress.is_stale(config.patience):
+                set_training(network, is_frozen=number <= config.freeze_epochs)
+                if forward is None or number == config.freeze_epochs + 1:  # what learns has changed
+                    forward = None  # the one before lets go of the gradients
+                    forward = world.wrap(network)
+                    if config.compile:
+                        forward.compile()
+                started, seen_before = time.perf_counter(), progress.seen
+                with EpochProgress(f"epoch {number}/{config.epochs}", batches=len(train), done=progress.step) as bar:
+                    for batch in train.draw(number, first=progress.step):
+                        # Augment. What is drawn is a function of the position, so that it need not be stored.
+                        position = (config.seed, number, progress.step)
+                        pixels = augment(
+                            batch.pixels.to(device, non_blocking=True),
+                            flip=config.flip,
+                            shift=config.shift,
+                            generator=generator_at(Draw.AUGMENT, *position),
+                            places=batch.places,
+                            count=len(batch.among),
+                        )
+                        # Forward and backward, part by part; samples that the filter drops weigh nothing.
+                        optimiser.zero_grad(set_to_none=True)
+                        gradient_filter.begin_step()
+                        loss, right = torch.zeros((), device=device), torch.zeros((), device=device)
+                        pieces = batch._replace(pixels=pixels).split(config.accumulate)
+                        for place, part in enumerate(pieces, start=1):
+                            images = normalise(part.pixels).contiguous(memory_format=torch.channels_last)
+                            labels = targets = part.labels.to(device, non_blocking=True)
+                            if mix:
+                                with drawing_at(Draw.MIX, *position, place, world.rank):
+                                    images, targets = mix(images, labels)
+                            with delay_averaging(forward, is_last=place == len(pieces)):
+                                with torch.autocast(device.type, AMP[config.amp], enabled=bool(config.amp)):
+                                    logits = forward(images)  # (B, classes)
+                                    weights = gradient_filter.weigh(part, logits, progress)
+                                    part_loss = (criterion(logits, targets) * weights).sum()
+                                scaler.scale(part_loss * world.size).backward()  # which takes the mean over processes
+                            loss += part_loss.detach()
+                            right += (logits.argmax(1) == labels).sum()
+                        # Step, unless the filter skips it.
+                        scaler.unscale_(optimiser)
+                        totals = world.sum(loss, right, stop.is_asked)
+                        is_allowed, value = gradient_filter.allows(batch, totals[0], progress=progress, scaler=scaler)
+                        if is_allowed:
+                            scaler.step(optimiser)
+                            schedule.step()
+                        scaler.update()
+                        # Checkpoint and log.
+                        images_done = len(batch.among)
+                        progress.add_step(loss=value, right=int(totals[1]), images=images_done, is_counted=is_allowed)
+                        if ema and is_allowed:
+                            ema.update(network, step=progress.total_steps)
+                        if config.checkpoint_every and progress.total_steps % config.checkpoint_every == 0:
+                            checkpoints.save(progress)
+                        bar.step(loss=value, images=images_done)
+                        if totals[2]:  # a signal has come, to this process or another
+                            raise Stopped
+                images_per_s = (progress.seen - seen_before) / (time.perf_counter() - started)
+                # Validate. The best epoch's weights, the history and the checkpoint are written in this order, so that
+                # a run that is killed between two of them does this again.
+                val_loss, val_accuracy = validate(judged, normalise, val, world=world, stop=stop)
+                remark = gradient_filter.end_epoch(progress)
+                epoch = Epoch(
+                    epoch=number,
+                    lr=optimiser.param_groups[-1]["lr"],
+                    train_loss=progress.train_loss,
+                    train_accuracy=progress.train_accuracy,
+                    val_loss=val_loss,
+                    val_accuracy=val_accuracy,
+                    images_per_s=images_per_s,
+                )
+                is_best = progress.is_better(epoch)
+                progress.end_epoch(epoch)
+                if world.is_main:
+                    if is_best:
+                        write_weights(run, judged)
+                    write_history(run, progress.history)
+                checkpoints.save(progress)
+                log(
+                    f"epoch {number}/{config.epochs}  train loss {epoch.train_loss:.4f}  val loss {val_loss:.4f}  "
+                    f"val accuracy {val_accuracy:.4f}{' (best)' * is_best}  {images_per_s:,.0f} images/s{remark}"
+                )
+    except Stopped:
+        checkpoints.save(progress)
+        if world.is_main and not progress.history:  # so that what was learnt can be served
+            write_weights(run, judged)
+        log(
+            f"interrupted after {progress.step} steps of epoch {progress.epoch}; {run} holds the "
+            f"{'best' if progress.history else 'unfinished'} weights; go on with --resume"
+        )
         return 130
+    if progress.epoch <= config.epochs:
+        log(f"stopped early: {config.patience} epochs without a better validation accuracy")
     log(f"wrote {run}; next: imgcls evaluate {run}, then ./build_mar.sh {run}")
     return 0
 
 
 @torch.inference_mode()
-def validate(network: nn.Module, normalise: Normalise, val: Batches, *, device: torch.device) -> tuple[float, float]:
-    """Returns mean cross entropy and accuracy on a split."""
+def validate(
+    network: nn.Module, normalise: Normalise, val: Batches, *, world: World, stop: Stop
+) -> tuple[float, float]:
+    """Returns mean cross entropy and accuracy on a split, over all processes."""
     network.eval()
+    world.share_buffers(network)
     loss_sum, right = 0.0, 0
-    for pixels, labels in replace(val, batch_size=256).draw(torch.Generator()):
-        images = normalise(pixels.to(device)).contiguous(memory_format=torch.channels_last)
-        logits = network(images)  # (B, classes)
-        loss_sum += nn.functional.cross_entropy(logits, labels.to(device), reduction="sum").item()
-        right += int((logits.argmax(1) == labels.to(device)).sum())
-    return loss_sum / len(val.data), right / len(val.data)
+    for batch in val.draw():
+        if world.size == 1:
+            stop.check()
+        images = normalise(batch.pixels.to(world.device)).contiguous(memory_format=torch.channels_last)
+        logits, labels = network(images), batch.labels.to(world.device)  # (B, classes)
+        loss_sum += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        right += int((logits.argmax(1) == labels).sum())
+    totals = world.sum(loss_sum, right)
+    return float(totals[0]) / len(val.data), float(totals[1]) / len(val.data)
 
 
 def report(problems: Sequence[Problem], *, where: str, strict: bool) -> None:
@@ -188,7 +262,7 @@ def report(problems: Sequence[Problem], *, where: str, strict: bool) -> None:
 
 
 def interrupt(*_: object) -> None:
-    """Ends training on SIGTERM as Ctrl-C does, so that a scheduler's stop keeps what was learnt."""
+    """Ends the program on SIGTERM as on Ctrl-C; in the loop `catch_signals` takes both."""
     raise KeyboardInterrupt
 
 
@@ -203,5 +277,5 @@ if __name__ == "__main__":
         print(f"error: {str(err).splitlines()[0]}; lower --batch-size or --size", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted before the first step; nothing was trained", file=sys.stderr)
+        print("interrupted outside a step; what the last checkpoint holds is kept", file=sys.stderr)
         sys.exit(130)

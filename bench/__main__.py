@@ -6,6 +6,7 @@ from bench.accuracy import accuracy
 from bench.archive import archive
 from bench.growth import growth
 from bench.rollout import rollout
+from bench.label_noise import noise
 from bench.serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measures, as ratios within one run.")
@@ -14,6 +15,7 @@ app.command()(archive)
 app.command()(accuracy)
 app.command()(growth)
 app.command()(rollout)
+app.command()(noise)
 
 if __name__ == "__main__":
     app()

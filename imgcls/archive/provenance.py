@@ -4,7 +4,7 @@
     externalParameters       what the user chose: model name and version, data source, training configuration
     internalParameters       how it was carried out: device, library versions, later parts of a resumed run
     resolvedDependencies     by their `role`: the code (git commit), its locks, each split of the data, parent weights
-    byproducts               metrics.json, its numbers as annotations
+    byproducts               metrics.json, its numbers as annotations; rejections.csv, by digest, with what it counts
 
 It is a function of the staged tree and of the code that builds: no time (unless SOURCE_DATE_EPOCH gives one), path,
 user or host. It says what was done; that nobody changed it since is for the archive's record and signature to prove.
@@ -23,7 +23,15 @@ from handler.integrity import hash_file
 from imgcls import __version__
 from imgcls.archive.facts import CONFIG_FILE, METRICS_FILE, NOT_RECORDED, Facts, Scores, read_facts
 from imgcls.errors import ArchiveError
-from imgcls.training.record import RECORD_FILE, CodeRecord, TrainRecord, describe_code, describe_source, find_versions
+from imgcls.training.record import (
+    RECORD_FILE,
+    REJECTIONS_FILE,
+    CodeRecord,
+    TrainRecord,
+    describe_code,
+    describe_source,
+    find_versions,
+)
 from model.spec import WEIGHTS_FILE
 
 PROVENANCE_FILE = "provenance.json"
@@ -157,11 +165,15 @@ def _describe_run(facts: Facts, *, files: Mapping[str, str], created: datetime |
     fields: Fields = {"builder": {"id": BUILDER_ID, "version": versions}}
     if created:
         fields["metadata"] = {"finishedOn": created.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    byproducts: list[Fields] = []
     if facts.test_sets:
         sets = {name: _describe_scores(scores) for name, scores in facts.test_sets.items()}
         digest = {"sha256": files[METRICS_FILE]}
-        fields["byproducts"] = [{"name": METRICS_FILE, "digest": digest, "annotations": {"testSets": sets}}]
-    return fields
+        byproducts.append({"name": METRICS_FILE, "digest": digest, "annotations": {"testSets": sets}})
+    if facts.record and (rejected := facts.record.rejections):
+        notes = {"role": "steps and samples that the backward filter left out", "counts": rejected.counts}
+        byproducts.append({"name": REJECTIONS_FILE, "digest": {"sha256": rejected.sha256}, "annotations": notes})
+    return fields | ({"byproducts": byproducts} if byproducts else {})
 
 
 def _describe_scores(scores: Scores) -> Fields:

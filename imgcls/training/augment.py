@@ -1,11 +1,26 @@
-"""Augmentation of a batch of pixels: mirror and shift, drawn for each image, on the device where the batch lies."""
+"""Augmentation: of a batch on the device where it lies, of single images before, and of pairs of images with labels.
+
+What is drawn is a function of seed and position (imgcls.training.randomness), so a resumed run draws the same.
+"""
+
+from collections.abc import Callable
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
+from torchvision.transforms import v2
+
+from imgcls.errors import UsageError
+from imgcls.training.config import TrainConfig
+from model.spec import ModelSpec
+
+Transform = Callable[[Tensor], Tensor]
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def augment(pixels: Tensor, *, flip: bool, shift: int, generator: Generator) -> Tensor:
+def augment(
+    pixels: Tensor, *, flip: bool, shift: int, generator: Generator, places: Tensor | None = None, count: int = 0
+) -> Tensor:
     """Mirrors half of the images and moves each by up to `shift` pixels; the border repeats the image mirrored.
 
     Args:
@@ -13,23 +28,55 @@ def augment(pixels: Tensor, *, flip: bool, shift: int, generator: Generator) -> 
         flip: whether to mirror.
         shift: 0 for none.
         generator: on the CPU, so that a run draws the same on every device.
+        places: int64 (B,), of these images among the `count` that are drawn for; None where they are all.
+        count: how many images to draw for, those of other processes included.
 
     Returns:
         uint8 (B, C, H, W).
     """
+    places, count = (torch.arange(len(pixels)), len(pixels)) if places is None else (places, count)
     if flip:
-        chosen = torch.rand(len(pixels), generator=generator) < 0.5
+        chosen = (torch.rand(count, generator=generator) < 0.5)[places]
         pixels = torch.where(chosen.to(pixels.device).view(-1, 1, 1, 1), pixels.flip(3), pixels)
     if shift:
-        pixels = _shift(pixels, shift, generator=generator)
+        offsets = torch.randint(2 * shift + 1, (2, count, 1), generator=generator)[:, places]
+        pixels = _shift(pixels, offsets.to(pixels.device), shift=shift)
     return pixels
 
 
-def _shift(pixels: Tensor, shift: int, *, generator: Generator) -> Tensor:
+def make_transform(config: TrainConfig, spec: ModelSpec) -> Transform | None:
+    """Returns torchvision's augmentation of one image, uint8 (C, H, W) -> the same, or None where none is asked for.
+
+    Raises:
+        UsageError: the images have neither one nor three channels, for which its colour operations are made.
+    """
+    steps: list[Transform] = []
+    if config.auto_augment:
+        if spec.channels not in {1, 3}:
+            raise UsageError(f"--auto-augment is for 1 or 3 channels; the images have {spec.channels}; leave it off")
+        steps.append(v2.RandAugment() if config.auto_augment == "randaugment" else v2.TrivialAugmentWide())
+    if config.erase:
+        steps.append(v2.RandomErasing(p=config.erase))
+    return v2.Compose(steps) if steps else None
+
+
+def make_mix(config: TrainConfig, *, classes: int) -> Mix | None:
+    """Returns what mixes images of a batch and their labels, or None; with both, each batch gets one or the other.
+
+    It takes float32 (B, C, H, W) and int64 (B,), and returns the images and float32 (B, classes).
+    """
+    kinds: list[Mix] = []
+    if config.mixup:
+        kinds.append(v2.MixUp(alpha=config.mixup, num_classes=classes))
+    if config.cutmix:
+        kinds.append(v2.CutMix(alpha=config.cutmix, num_classes=classes))
+    return v2.RandomChoice(kinds) if len(kinds) > 1 else kinds[0] if kinds else None
+
+
+def _shift(pixels: Tensor, offsets: Tensor, *, shift: int) -> Tensor:
     batch, channels, height, width = pixels.shape
     mode = "reflect" if shift < min(height, width) else "replicate"
     padded = functional.pad(pixels.float(), (shift,) * 4, mode=mode).to(torch.uint8)
-    offsets = torch.randint(2 * shift + 1, (2, batch, 1), generator=generator).to(pixels.device)
     rows = (offsets[0] + torch.arange(height, device=pixels.device)).view(batch, 1, height, 1)
     columns = (offsets[1] + torch.arange(width, device=pixels.device)).view(batch, 1, 1, width)
     image = torch.arange(batch, device=pixels.device).view(batch, 1, 1, 1)

@@ -2,60 +2,129 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 import torch
-from torch import Generator, Tensor
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from imgcls.data.images import ImageSet, Problem
 from imgcls.data.pixels import PixelDataset, PixelSet, drop_unreadable, estimate_bytes, load_pixels
+from imgcls.errors import UsageError
+from imgcls.training.augment import Transform, make_transform
+from imgcls.training.balance import draw_balanced
 from imgcls.training.config import TrainConfig
+from imgcls.training.distributed import World
+from imgcls.training.randomness import Draw, drawing_at, generator_at
 from model.spec import ModelSpec
 
 MEMORY_PART = 0.4  # of the memory that is free: a split larger than this is decoded on demand
 STATISTICS_IMAGES = 2_000
+VALIDATION_BATCH = 256
+
+
+class Batch(NamedTuple):
+    """This process's part of the images of one step, on the CPU.
+
+    Attributes:
+        pixels: uint8 (B, C, H, W).
+        labels: int64 (B,).
+        indices: int64 (B,), of the images in their split.
+        places: int64 (B,), of the images among all of the step.
+        among: int64 (S,), the indices of all images of the step.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    indices: Tensor
+    places: Tensor
+    among: Tensor
+
+    def split(self, parts: int) -> "list[Batch]":
+        """Returns it in that many parts of nearly equal size; fewer, where it has fewer images."""
+        if parts == 1:
+            return [self]
+        pieces = torch.tensor_split(torch.arange(len(self.labels)), min(parts, len(self.labels)))
+        return [Batch(self.pixels[at], self.labels[at], self.indices[at], self.places[at], self.among) for at in pieces]
 
 
 @dataclass(frozen=True)
 class Batches:
-    """One split, as a supply of batches; `shuffle` says whether the order is drawn anew for each epoch."""
+    """One split, as a supply of batches.
+
+    Attributes:
+        data: the images.
+        batch_size: of a step, over all processes.
+        shuffle: for training: the order is drawn anew for each epoch, and a last batch that is too small left out.
+        workers: processes that decode or transform.
+        seed: of the order and the transform.
+        transform: of one image, uint8 (C, H, W) -> the same.
+        is_balanced: each class is drawn equally often.
+        rank: of this process.
+        processes: how many share each batch.
+    """
 
     data: PixelSet | PixelDataset
     batch_size: int
     shuffle: bool
     workers: int
+    seed: int = 0
+    transform: Transform | None = None
+    is_balanced: bool = False
+    rank: int = 0
+    processes: int = 1
 
     def __len__(self) -> int:
         """Returns the number of batches of an epoch; the last may be smaller.
 
-        In training it is never a single image, which batch norm cannot take: that one is left out of the epoch.
+        In training each process has at least two images of it, as batch norm cannot take one: fewer are left out of
+        the epoch.
         """
         full, rest = divmod(len(self.data), self.batch_size)
-        return full if rest == 0 or self._drops_rest else full + 1
+        drops_rest = self.shuffle and full > 0 and rest < 2 * self.processes
+        return full if rest == 0 or drops_rest else full + 1
 
     @property
-    def _drops_rest(self) -> bool:
-        return self.shuffle and len(self.data) > 1 and len(self.data) % self.batch_size == 1
+    def labels(self) -> Tensor:
+        """The images' labels, int64 (N,)."""
+        if isinstance(self.data, PixelSet):
+            return self.data.labels
+        return torch.tensor([sample.label for sample in self.data.images.samples], dtype=torch.int64)
 
-    def draw(self, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields an epoch of (uint8 (B, C, H, W), int64 (B,)) on the CPU."""
-        if isinstance(self.data, PixelDataset):
-            yield from DataLoader(
-                self.data,
-                self.batch_size,
-                shuffle=self.shuffle,
-                drop_last=self._drops_rest,
-                num_workers=self.workers,
-                generator=generator,
-                pin_memory=torch.cuda.is_available(),
-            )
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The images' names, by index."""
+        if isinstance(self.data, PixelSet):
+            return self.data.names
+        return tuple(sample.name for sample in self.data.images.samples)
+
+    def draw(self, epoch: int = 0, *, first: int = 0) -> Iterator[Batch]:
+        """Yields the batches of an epoch, from number `first` on; their order is a function of seed and epoch."""
+        parts = torch.split(self._draw_order(epoch), self.batch_size)[first : len(self)]
+        if isinstance(self.data, PixelSet) and self.transform is None:
+            for among in parts:
+                places = torch.arange(self.rank, len(among), self.processes)
+                indices = among[places]
+                yield Batch(self.data.pixels[indices], self.data.labels[indices], indices, places, among)
             return
-        count = len(self.data)
-        order = torch.randperm(count, generator=generator) if self.shuffle else torch.arange(count)
-        for number in range(len(self)):
-            indices = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield self.data.pixels[indices], self.data.labels[indices]
+        loader = DataLoader(
+            _Items(self, epoch),
+            batch_sampler=[part[self.rank :: self.processes].tolist() for part in parts],
+            num_workers=self.workers,
+            generator=torch.Generator(),  # else it draws the workers' seed from torch's global state
+            pin_memory=torch.cuda.is_available(),
+        )
+        for (pixels, labels, indices), among in zip(loader, parts, strict=True):
+            yield Batch(pixels, labels, indices, torch.arange(self.rank, len(among), self.processes), among)
+
+    def _draw_order(self, epoch: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(len(self.data))
+        generator = generator_at(Draw.ORDER, self.seed, epoch)
+        if self.is_balanced:
+            return draw_balanced(self.labels, generator)
+        return torch.randperm(len(self.data), generator=generator)
 
     def sample_pixels(self) -> Tensor:
         """Returns some of the split's pixels, uint8 (N, C, H, W), to measure mean and standard deviation on."""
@@ -66,13 +135,19 @@ class Batches:
 
 
 def open_batches(
-    images: ImageSet, spec: ModelSpec, config: TrainConfig, *, shuffle: bool
+    images: ImageSet, spec: ModelSpec, config: TrainConfig, *, shuffle: bool, world: World
 ) -> tuple[Batches, tuple[Problem, ...]]:
     """Opens a split for training or validation; returns it with the files that had to be left out.
 
     Raises:
         DataError: nothing can be decoded, or, with config.strict, something cannot.
+        UsageError: the batches are too small to be shared by the processes.
     """
+    if config.batch_size < 2 * world.size > 2:
+        raise UsageError(
+            f"--batch-size is {config.batch_size} for {world.size} processes; expected at least {2 * world.size}, "
+            "as all of them share each batch"
+        )
     data: PixelSet | PixelDataset
     if estimate_bytes(images, spec) <= MEMORY_PART * psutil.virtual_memory().available:
         data = load_pixels(images, spec, strict=config.strict, workers=config.workers)
@@ -81,4 +156,40 @@ def open_batches(
         readable, problems = drop_unreadable(images, spec, workers=config.workers)
         data = PixelDataset(readable, spec)
     workers = config.workers or torch.get_num_threads()
-    return Batches(data, config.batch_size, shuffle=shuffle, workers=workers), problems
+    if not shuffle:
+        size = VALIDATION_BATCH * world.size
+        return Batches(data, size, False, workers, rank=world.rank, processes=world.size), problems
+    batches = Batches(
+        data,
+        config.batch_size,
+        shuffle=True,
+        workers=workers,
+        seed=config.seed,
+        transform=make_transform(config, spec),
+        is_balanced=config.balanced,
+        rank=world.rank,
+        processes=world.size,
+    )
+    return batches, problems
+
+
+class _Items(Dataset[tuple[Tensor, int, int]]):
+    """The images of an epoch, transformed, with label and index."""
+
+    def __init__(self, batches: Batches, epoch: int) -> None:
+        self.batches = batches
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.batches.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        data = self.batches.data
+        if isinstance(data, PixelSet):
+            pixels, label = data.pixels[index], int(data.labels[index])
+        else:
+            pixels, label = data[index]
+        if self.batches.transform is not None:
+            with drawing_at(Draw.TRANSFORM, self.batches.seed, self.epoch, index):
+                pixels = self.batches.transform(pixels)
+        return pixels, label, index

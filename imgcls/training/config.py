@@ -4,6 +4,7 @@ Order of settings: flag, environment (IMGCLS_TRAIN_LR=0.1), the file given with 
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -31,6 +32,8 @@ def _parse_digits(value: object) -> object:
 Count = Annotated[int, Field(ge=1)]
 AnyChannels = Annotated[Channels | None, BeforeValidator(_parse_digits)]  # a flag's "3" is not the literal 3
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
@@ -51,7 +54,9 @@ class TrainConfig(BaseSettings):
     )
     out: Path = Field(Path("runs/latest"), description="the run directory to write")
     overwrite: bool = Field(False, description="replace a run that is already there")
-    resume: bool = Field(False, description="go on from the run's last checkpoint, with its lr, momentum and decay")
+    resume: bool = Field(False, description="go on from the run's last checkpoint")
+    checkpoint_every: Count | None = Field(None, description="steps; default: at the end of each epoch")
+    keep_checkpoints: Count = Field(2, description="how many of the last checkpoints stay")
     strict: bool = Field(False, description="stop at a corrupt, empty or unlabelled file instead of leaving it out")
     val_fraction: Fraction = Field(0.15, description="part held out for validation where the data has no val split")
     test_fraction: Fraction = Field(0.15, description="part held out for testing where the data has no test split")
@@ -78,18 +83,54 @@ class TrainConfig(BaseSettings):
 
     epochs: Count = Field(10, description="passes over the training images")
     batch_size: Count = Field(64, description="images a step")
-    lr: Annotated[float, Field(gt=0)] = Field(0.01, description="learning rate of SGD; the peak, where it is scheduled")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
-    nesterov: bool = Field(False, description="Nesterov momentum")
-    weight_decay: NotNegative = Field(0.0, description="of SGD, on weights but not on biases and norms")
+    accumulate: Count = Field(1, description="parts of a batch that go through the network one after another")
+    optimiser: Literal["sgd", "adamw", "lion", "muon"] = Field("sgd", description="timm's")
+    lr: Positive = Field(0.01, description="learning rate; the peak, where it is scheduled")
+    find_lr: bool = Field(False, description="print a learning rate found by a range test, and write nothing")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD and Muon")
+    nesterov: bool = Field(False, description="SGD with Nesterov momentum")
+    weight_decay: NotNegative = Field(0.0, description="on weights, but not on biases and norms")
+    layer_decay: Share | None = Field(None, description="each layer below the last learns slower by this factor")
     schedule: Literal["constant", "cosine", "one-cycle"] = Field("constant", description="learning rate over the run")
+    warmup_epochs: NotNegative = Field(0.0, description="in which the learning rate rises from a hundredth")
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="decay of a running mean of the weights, which then are the run's"
+    )
+    freeze_epochs: Annotated[int, Field(ge=0)] = Field(
+        0, description="first epochs, in which only the last layer learns"
+    )
+    patience: Count | None = Field(None, description="stop after so many epochs without a better validation accuracy")
+    amp: Literal["bf16", "fp16"] | None = Field(None, description="mixed precision")
+    compile: bool = Field(False, description="torch.compile; costs minutes at the start")
+    class_weights: bool = Field(False, description="weigh the loss inversely to the size of each class")
+    balanced: bool = Field(False, description="draw each class equally often")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of the cross entropy")
+    clip_norm: Positive | None = Field(None, description="clip the gradient's norm to this")
+    reject_norm: Positive | None = Field(
+        None, description="skip a step whose gradient norm is above median + this many MAD of the last 100"
+    )
+    skip_budget: Fraction = Field(0.1, description="stop where more than this part of the last 100 steps was skipped")
+    noise_rate: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] | None = Field(
+        None, description="drop this part of the training images, or auto, as wrongly labelled"
+    )
+    noise_warmup: Count = Field(5, description="epochs before the first are dropped")
+    drop_gradients: Positive | None = Field(
+        None, description="drop images whose gradient is above median + this many MAD of the batch"
+    )
     flip: bool = Field(False, description="augmentation: mirror half of the images")
     shift: Annotated[int, Field(ge=0)] = Field(0, description="augmentation: move each image by up to this many pixels")
+
+    auto_augment: Literal["randaugment", "trivial"] | None = Field(None, description="augmentation: torchvision's")
+    erase: Share = Field(0.0, description="augmentation: random erasing, with this probability")
+    mixup: NotNegative = Field(0.0, description="augmentation: alpha of mixup, such as 0.2")
+    cutmix: NotNegative = Field(
+        0.0, description="augmentation: alpha of CutMix, such as 1; with mixup, one or the other"
+    )
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="of the split, the weights, the order and the augmentation"
     )
+    deterministic: bool = Field(False, description="the same bytes of weights each time, on the same kind of machine")
     device: str = Field("auto", description="auto (CUDA where present), cpu, cuda or cuda:N")
     threads: Count | None = Field(None, description="torch threads; default: torch's own choice")
     workers: Count | None = Field(None, description="that decode images; default: one a core")
@@ -99,6 +140,14 @@ class TrainConfig(BaseSettings):
     def _fields_agree(self) -> Self:
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov is on and momentum is 0; expected a momentum above 0, such as 0.9")
+        if self.warmup_epochs and self.schedule == "one-cycle":
+            raise ValueError(
+                "warmup_epochs is given and schedule is one-cycle, which has its own; leave one of them off"
+            )
+        if (self.mixup or self.cutmix) and (self.noise_rate is not None or self.drop_gradients is not None):
+            raise ValueError(
+                "mixup or cutmix is given, and noise_rate or drop_gradients, which judge images unmixed; leave one off"
+            )
         return self
 
     def dump(self) -> str:
@@ -114,7 +163,7 @@ def read_config(arguments: Sequence[str], *, description: str) -> TrainConfig:
         UsageError: an unknown key, or a value out of range, in any of them.
         SystemExit: --help, or a flag that does not exist (argparse prints why; exit status 2).
     """
-    parser = _make_parser(formatter_class=argparse.RawTextHelpFormatter, description=description)
+    parser = _make_parser(formatter_class=HelpFormatter, description=description)
     file, _ = _make_parser(add_help=False).parse_known_args(arguments)
     from_file = _read_file(file.config) if file.config else {}
 
@@ -140,8 +189,25 @@ def read_config(arguments: Sequence[str], *, description: str) -> TrainConfig:
         raise UsageError(f"{' '.join(str(err).split())}; lists and --parameters are JSON") from err
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One line for most flags, so that all of them fit on two screens."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=120)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        text = super()._format_action_invocation(action)
+        return re.sub(r", --no-\S+|str$|int$|float$|Path$", lambda found: _METAVARS.get(found[0], ""), text)
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return re.sub(r" \(default( factory)?: (null|False|dict)\)$", "", super()._expand_help(action))
+
+
+_METAVARS = {"str": "TEXT", "int": "N", "float": "X", "Path": "PATH"}
+
+
 def _make_parser(**options: Any) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="train.py", **options)
+    parser = argparse.ArgumentParser(prog="train.py", usage="train.py [--config FILE] [--FLAG VALUE …]", **options)
     text = "YAML with any of these settings, such as a run's train_config.yaml"
     parser.add_argument("--config", type=Path, metavar="FILE", help=text)
     return parser

@@ -3,6 +3,7 @@
 Everything goes to stderr. The bar shows on a terminal only; the lines always.
 """
 
+import os
 import sys
 import time
 from types import TracebackType
@@ -13,14 +14,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def log(line: str) -> None:
-    """Prints one line."""
-    print(line, file=sys.stderr, flush=True)
+    """Prints one line, in the main process of a run."""
+    if is_main():
+        print(line, file=sys.stderr, flush=True)
+
+
+def is_main() -> bool:
+    """Whether torchrun has given this process rank 0, or has not started it."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class EpochProgress:
-    """The bar of one epoch, as a context manager."""
+    """The bar of one epoch, of which `done` batches are done already, as a context manager."""
 
-    def __init__(self, title: str, *, batches: int) -> None:
+    def __init__(self, title: str, *, batches: int, done: int = 0) -> None:
         console = Console(stderr=True)
         columns = (
             TextColumn(title),
@@ -28,8 +35,10 @@ class EpochProgress:
             TextColumn("loss {task.fields[loss]}  {task.fields[rate]:,.0f} images/s"),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task(title, total=batches, loss="-", rate=0.0)
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not (console.is_terminal and is_main())
+        )
+        self._task = self._progress.add_task(title, total=batches, completed=done, loss="-", rate=0.0)
         self._started = time.perf_counter()
         self._images = 0
 

@@ -17,6 +17,7 @@ from imgcls.errors import RunError
 from imgcls.files import write_atomic
 
 RECORD_FILE = "train_record.json"
+REJECTIONS_FILE = "rejections.csv"
 
 
 class _Part(BaseModel):
@@ -55,10 +56,21 @@ class ParentRecord(_Part):
     sha256: str | None = None
 
 
+class RejectionRecord(_Part):
+    """What the backward filter rejected: the digest of rejections.csv, and how often each event had each reason."""
+
+    sha256: str
+    counts: dict[str, int]
+
+
 class Resumption(_Part):
-    """A later part of the run; `changed` holds what of the record was different then."""
+    """A later part of the run; `changed` holds what of the record was different then.
+
+    It began in `first_epoch`, when `first_step` steps of the run were done.
+    """
 
     first_epoch: int
+    first_step: int = 0
     changed: dict[str, Any]
 
 
@@ -77,20 +89,31 @@ class TrainRecord(_Part):
     versions: dict[str, str]
     first_epoch: int = 1
     resumed: tuple[Resumption, ...] = ()
+    rejections: RejectionRecord | None = None
 
 
-def write_record(run: Path, record: TrainRecord, *, first_epoch: int) -> None:
-    """Writes train_record.json; of a resumed run it keeps the start and adds what has changed since.
+def write_record(run: Path, record: TrainRecord, *, first_epoch: int, first_step: int) -> None:
+    """Writes train_record.json; of a resumed run, one with steps done, it keeps the start and adds what has changed.
 
     Raises:
         RunError: the resumed run's record cannot be read.
     """
     path = run / RECORD_FILE
-    if first_epoch > 1 and path.exists():
-        record = _add_resumption(read_record(path), record, first_epoch=first_epoch)
-    elif first_epoch > 1:
+    if first_step and path.exists():
+        record = _add_resumption(read_record(path), record, first_epoch=first_epoch, first_step=first_step)
+    elif first_step:
         record = record.model_copy(update={"first_epoch": first_epoch})
     write_atomic(path, record.model_dump_json(indent=1) + "\n")
+
+
+def write_rejections(run: Path, rejections: RejectionRecord) -> None:
+    """Writes into a run's train_record.json what has been rejected so far.
+
+    Raises:
+        RunError: the record cannot be read.
+    """
+    record = read_record(run / RECORD_FILE).model_copy(update={"rejections": rejections})
+    write_atomic(run / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
 
 
 def read_record(path: Path) -> TrainRecord:
@@ -136,9 +159,10 @@ def find_versions(names: Sequence[str]) -> dict[str, str]:
     return versions
 
 
-def _add_resumption(earlier: TrainRecord, now: TrainRecord, *, first_epoch: int) -> TrainRecord:
+def _add_resumption(earlier: TrainRecord, now: TrainRecord, *, first_epoch: int, first_step: int) -> TrainRecord:
     facts = ("code", "data", "seed", "device", "versions")  # a resumed run's weights come from its own checkpoint
     before, after = earlier.model_dump(mode="json"), now.model_dump(mode="json")
     changed = {name: after[name] for name in facts if after[name] != before[name]}
-    kept = [part for part in earlier.resumed if part.first_epoch < first_epoch]  # one that ended no epoch left nothing
-    return earlier.model_copy(update={"resumed": (*kept, Resumption(first_epoch=first_epoch, changed=changed))})
+    last = Resumption(first_epoch=first_epoch, first_step=first_step, changed=changed)
+    kept = [part for part in earlier.resumed if (part.first_epoch, part.first_step) < (first_epoch, first_step)]
+    return earlier.model_copy(update={"resumed": (*kept, last)})  # a part that did no step left nothing

@@ -3,7 +3,8 @@
     weights.safetensors  spec.yaml  index_to_name.json   the best epoch by validation; enough to serve
     train_config.yaml    history.csv  golden/            how it came about, and a few validation images
     train_record.json                                    which code, data and libraries it was trained with
-    checkpoint.pt        everything of the last epoch, for --resume only; never packed
+    rejections.csv                                       which steps and samples the backward filter left out
+    checkpoints/         all that decides how the run goes on, for --resume only; never packed
     metrics.json         written by the evaluation
 
 Every file is written under a temporary name and renamed, so a killed run leaves the last complete state.
@@ -11,15 +12,12 @@ Every file is written under a temporary name and renamed, so a killed run leaves
 
 import csv
 import io
-import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-import torch
 from PIL import Image
 from safetensors.torch import save
 from torch import nn
@@ -27,30 +25,17 @@ from torch import nn
 from imgcls.data.images import ImageSet, Sample
 from imgcls.errors import RunError
 from imgcls.files import write_atomic
+from imgcls.training.checkpoint import CHECKPOINTS_FOLDER, EARLIER_FILE, Epoch, read_newest
 from imgcls.training.config import TrainConfig
-from imgcls.training.record import RECORD_FILE
+from imgcls.training.record import RECORD_FILE, REJECTIONS_FILE
 from model.classifier import SPEC_FILE, WEIGHTS_FILE
 from model.errors import ImageError
 from model.golden import GOLDEN_FOLDER
 from model.images import decode_image
 from model.labels import LABELS_FILE, dump_labels
-from model.spec import ModelSpec, dump_spec, read_spec
+from model.spec import ModelSpec, dump_spec
 
-CHECKPOINT_FILE = "checkpoint.pt"
 GOLDEN_BYTES = 300_000  # of one golden image; a larger file is made smaller
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One row of history.csv; losses are means a sample, accuracies lie in 0..1."""
-
-    epoch: int
-    lr: float
-    train_loss: float
-    train_accuracy: float
-    val_loss: float
-    val_accuracy: float
-    images_per_s: float
 
 
 def open_run(config: TrainConfig) -> Path:
@@ -61,11 +46,13 @@ def open_run(config: TrainConfig) -> Path:
             folder cannot be made.
     """
     run = config.out
-    has_run = any((run / name).exists() for name in (WEIGHTS_FILE, CHECKPOINT_FILE, SPEC_FILE))
+    if config.find_lr:
+        return run  # nothing will be written
+    has_run = any((run / name).exists() for name in (WEIGHTS_FILE, CHECKPOINTS_FOLDER, EARLIER_FILE, SPEC_FILE))
     if run.is_dir() and any(run.iterdir()) and not has_run:
         raise RunError(f"{run}: holds files that are no run's; give another --out, so that nothing of yours is lost")
-    if config.resume and not (run / CHECKPOINT_FILE).exists():
-        raise RunError(f"{run}: has no {CHECKPOINT_FILE} to resume from; leave --resume off")
+    if config.resume:
+        read_newest(run)  # now, as reading the images may take long
     if has_run and not (config.resume or config.overwrite):
         raise RunError(f"{run}: holds a run already; give another --out, or --overwrite, or --resume")
     try:
@@ -97,28 +84,6 @@ def write_weights(run: Path, network: nn.Module) -> None:
     write_atomic(run / WEIGHTS_FILE, save(state))
 
 
-def save_epoch(run: Path, epoch: Epoch, history: list[Epoch], *, network: nn.Module, state: dict[str, Any]) -> bool:
-    """Adds an epoch to the history and to the disk: its weights, if they are the best by validation; its checkpoint.
-
-    Args:
-        run: the run directory.
-        epoch: the one that has just ended.
-        history: the ones before; the epoch is appended.
-        network: whose weights to write.
-        state: the other state dicts that a resumed run needs.
-
-    Returns:
-        Whether it is the best so far.
-    """
-    is_best = epoch.val_accuracy > max((row.val_accuracy for row in history), default=-1.0)
-    if is_best:
-        write_weights(run, network)
-    history.append(epoch)
-    write_history(run, history)
-    write_checkpoint(run, state | {"network": network.state_dict()}, history=history)
-    return is_best
-
-
 def write_history(run: Path, history: list[Epoch]) -> None:
     """Writes history.csv, one row an epoch."""
     text = io.StringIO()
@@ -128,52 +93,24 @@ def write_history(run: Path, history: list[Epoch]) -> None:
     write_atomic(run / "history.csv", text.getvalue())
 
 
-def write_checkpoint(run: Path, state: dict[str, Any], *, history: list[Epoch]) -> None:
-    """Writes checkpoint.pt: the state dicts given, the history and torch's random state."""
-    buffer = io.BytesIO()
-    torch.save(state | {"history": [asdict(epoch) for epoch in history], "torch_random": torch.get_rng_state()}, buffer)
-    write_atomic(run / CHECKPOINT_FILE, buffer.getvalue())
-
-
-def read_checkpoint(run: Path, *, spec: ModelSpec) -> tuple[dict[str, Any], list[Epoch]]:
-    """Reads checkpoint.pt (tensors and plain values only, never code) and restores torch's random state.
-
-    Raises:
-        RunError: it cannot be read, or the run has another spec.
-        SpecError: the run's spec cannot be read.
-    """
-    path = run / CHECKPOINT_FILE
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        history = [Epoch(**row) for row in state.pop("history")]
-        torch.set_rng_state(state.pop("torch_random"))
-    except Exception as err:  # torch's readers raise anything on bytes that are no checkpoint
-        reason = (str(err) or type(err).__name__).splitlines()[0]
-        raise RunError(f"{path}: cannot be read: {reason}; train again with --overwrite") from err
-    before = read_spec(run / SPEC_FILE)
-    if changed := [name for name in ModelSpec.model_fields if not _is_same(name, before, spec)]:
-        raise RunError(
-            f"{run}: was trained with another {', '.join(changed)} than the settings and the data give now; "
-            f"resume with --config {run}/train_config.yaml, or give another --out"
-        )
-    return state, history
-
-
-def _is_same(name: str, one: ModelSpec, other: ModelSpec) -> bool:
-    before, now = getattr(one, name), getattr(other, name)
-    if name in {"mean", "std"}:  # measured, where not given: other machines sum in another order
-        return all(math.isclose(a, b, abs_tol=0.001) for a, b in zip(before, now, strict=False))
-    return bool(before == now)
-
-
 def _clear(run: Path) -> None:
     """Removes what an earlier run left, so that no file of it is taken for one of the new run's."""
-    written = (WEIGHTS_FILE, CHECKPOINT_FILE, SPEC_FILE, LABELS_FILE, RECORD_FILE, "metrics.json", "history.csv")
+    written = (
+        WEIGHTS_FILE,
+        EARLIER_FILE,
+        SPEC_FILE,
+        LABELS_FILE,
+        RECORD_FILE,
+        REJECTIONS_FILE,
+        "metrics.json",
+        "history.csv",
+    )
     for name in written:
         (run / name).unlink(missing_ok=True)
     for file in [*run.glob("confusion_*.png"), *run.glob("predictions_*.csv")]:
         file.unlink()
-    shutil.rmtree(run / GOLDEN_FOLDER, ignore_errors=True)
+    for folder in (GOLDEN_FOLDER, CHECKPOINTS_FOLDER):
+        shutil.rmtree(run / folder, ignore_errors=True)
 
 
 def _write_golden(folder: Path, val: ImageSet, *, count: int, spec: ModelSpec) -> None:

@@ -1,15 +1,13 @@
-"""What is decided before the first step: device, seeds, the spec, and the weights to start from."""
+"""What is decided before the first step: device, threads, the spec, and the weights to start from."""
 
 from __future__ import annotations
 
 import io
 import math
-import random
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
-import numpy as np
 import torch
 from PIL import Image
 from pydantic import ValidationError
@@ -19,7 +17,9 @@ from torch import Tensor, nn
 
 from imgcls.data.images import ImageSet
 from imgcls.errors import RunError, UsageError
+from imgcls.training.checkpoint import list_checkpoints
 from imgcls.training.config import TrainConfig
+from imgcls.training.distributed import is_restarted
 from model.errors import ImageError, describe_validation_error
 from model.images import decode_image
 from model.network import build_network
@@ -57,12 +57,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def seed_everything(seed: int) -> torch.Generator:
-    """Seeds Python, NumPy and torch; returns the CPU generator that order and augmentation are drawn from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed)
+def set_threads(config: TrainConfig) -> TrainConfig:
+    """Sets torch's threads; a deterministic run notes how many, as sums come out otherwise with another number."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return config.model_copy(update={"threads": torch.get_num_threads()}) if config.deterministic else config
+
+
+def with_restart(config: TrainConfig) -> TrainConfig:
+    """Lets a run whose processes torchrun had to start anew go on from its last checkpoint, where it wrote one."""
+    if is_restarted() and list_checkpoints(config.out):
+        return config.model_copy(update={"resume": True})
+    return config
 
 
 def with_pretraining(config: TrainConfig) -> TrainConfig:

@@ -123,8 +123,10 @@ def served(archive: Path) -> Iterator[ServedArchive]:
 def _keep_process_state() -> Any:
     """Puts back what a worker or a training run sets for its whole process."""
     threads, level = torch.get_num_threads(), logging.getLogger().level
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
     yield
     torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(is_deterministic)
     logging.getLogger().setLevel(level)
 
 

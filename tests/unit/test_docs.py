@@ -75,6 +75,31 @@ def test_every_flag_and_command_has_a_help_text(name):
     assert not [parameter.name for parameter in command.params if not getattr(parameter, "help", None)]
 
 
+def test_the_table_of_flags_is_that_of_train_py():
+    """The descriptions and defaults of docs/training.md are those of --help, and no flag is missing or left over."""
+    rows = re.findall(
+        r"^\| `--([a-z-]+)` \| (?:`(.*)`)? ?\| (.+) \|$", (ROOT / "docs/training.md").read_text(), re.MULTILINE
+    )
+    documented = {name.replace("-", "_"): (default, text) for name, default, text in rows if name != "config"}
+    assert len(rows) == len(documented) + 1
+    expected = {}
+    for name, field in TrainConfig.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        expected[name] = ("" if default in (None, False, {}) else str(default), field.description)
+    assert documented == expected
+
+
+def test_help_of_train_py_fits_two_screens():
+    command = [sys.executable, "train.py", "--help"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(shown) <= 100
+    assert max(map(len, shown)) <= 120
+
+
+def test_train_py_is_read_in_one_sitting():
+    assert len((ROOT / "train.py").read_text().splitlines()) < 300
+
+
 def test_every_setting_of_training_has_a_description():
     assert not [name for name, field in TrainConfig.model_fields.items() if not field.description]
 

@@ -131,7 +131,8 @@ def test_it_says_which_data_which_code_and_which_numbers(tree):
     assert code["digest"]["dirHash"] == record["code"]["sha256"]
     locks = {each["name"]: each["digest"]["sha256"] for each in dependencies(statement, "training lock")}
     assert locks == record["code"]["locks"] != {}
-    [metrics] = statement["predicate"]["runDetails"]["byproducts"]
+    [metrics, rejections] = statement["predicate"]["runDetails"]["byproducts"]
+    assert (rejections["name"], rejections["annotations"]["counts"]) == ("rejections.csv", {})
     assert metrics["annotations"]["testSets"]["clean"]["accuracy"] == 0.5
     assert metrics["digest"]["sha256"] == hashlib.sha256((tree / "metrics.json").read_bytes()).hexdigest()
 

@@ -1,4 +1,5 @@
 import csv
+import re
 import runpy
 import shutil
 import signal
@@ -19,6 +20,7 @@ from imgcls.data.images import ImageSet, Sample
 from imgcls.data.pixels import PixelDataset, load_pixels
 from imgcls.errors import DataError, RunError, UsageError
 from imgcls.training.batches import Batches
+from imgcls.training.checkpoint import read_newest
 from imgcls.training.config import read_config
 from imgcls.training.start import decide_spec, with_statistics
 from model.classifier import Classifier
@@ -26,8 +28,8 @@ from model.errors import SpecError
 from model.labels import read_labels
 from model.spec import ModelSpec, read_spec
 
-RUN_FILES = ["checkpoint.pt", "golden", "history.csv", "index_to_name.json", "spec.yaml", "train_config.yaml"]
-RUN_FILES += ["train_record.json", "weights.safetensors"]
+RUN_FILES = ["checkpoints", "golden", "history.csv", "index_to_name.json", "spec.yaml", "train_config.yaml"]
+RUN_FILES = sorted([*RUN_FILES, "rejections.csv", "train_record.json", "weights.safetensors"])
 
 
 def names_in(folder: Path) -> list[str]:
@@ -94,22 +96,22 @@ def test_ctrl_c_in_a_later_epoch_keeps_the_best_weights_and_resume_goes_on(inter
     assert [int(row["epoch"]) for row in read_history(run)] == list(range(1, done + 2))
 
 
-def test_ctrl_c_in_the_first_epoch_keeps_a_run_that_can_be_served(interrupted, train_photos):
+def test_ctrl_c_in_the_first_epoch_keeps_a_run_that_can_be_served(interrupted):
     run, printed = interrupted["first"]
-    assert "interrupted after 0 of 10 epochs" in printed
-    assert "start again with --overwrite" in printed
+    steps = int(re.search(r"interrupted after (\d+) steps of epoch 1", printed)[1])
+    assert 0 < steps < 1257
+    assert "the unfinished weights; go on with --resume" in printed
     assert "Traceback" not in printed
-    assert names_in(run) == [name for name in RUN_FILES if name not in {"checkpoint.pt", "history.csv"}]
+    assert names_in(run) == [name for name in RUN_FILES if name != "history.csv"]
+    assert read_newest(run)["progress"]["step"] == steps
     assert Classifier.load(run).spec.size == 8
-    with pytest.raises(RunError, match=r"has no checkpoint\.pt to resume from"):
-        train_photos(run, "--resume")
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
         (["--lr", "-1"], 2, "settings: lr: Input should be greater than 0 (got '-1')"),
-        (["--resume"], 1, "{run}: has no checkpoint.pt to resume from; leave --resume off"),
+        (["--resume"], 1, "{run}: has no checkpoint to resume from; leave --resume off"),
     ],
 )
 def test_a_refusal_is_one_line_and_an_exit_status(tmp_path, monkeypatch, capsys, arguments, status, message):
@@ -163,8 +165,7 @@ def test_resume_gives_what_an_uninterrupted_run_gives(tmp_path, train_photos):
     train_photos(tmp_path / "parts", *options, epochs=1)
     train_photos(tmp_path / "parts", *options, "--resume", epochs=3)
     assert are_equal(tmp_path / "whole", tmp_path / "parts")
-    state = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
-    assert [row["epoch"] for row in state["history"]] == [1, 2, 3]
+    assert [row["epoch"] for row in read_newest(tmp_path / "parts")["progress"]["history"]] == [1, 2, 3]
     assert yaml.safe_load((tmp_path / "parts" / "train_config.yaml").read_text())["epochs"] == 3
 
 
@@ -183,22 +184,6 @@ def test_resume_with_another_network_or_preprocessing_is_refused(tmp_path, train
     with pytest.raises(RunError, match=message):
         train_photos(tmp_path / "run", "--resume", *options, epochs=2)
     assert (tmp_path / "run" / "weights.safetensors").read_bytes() == before
-
-
-def test_resume_cannot_lengthen_a_schedule(tmp_path, train_photos):
-    train_photos(tmp_path / "run", "--schedule", "one-cycle")
-    with pytest.raises(UsageError, match="only a constant schedule can go on"):
-        train_photos(tmp_path / "run", "--schedule", "one-cycle", "--resume", epochs=2)
-
-
-@pytest.mark.parametrize("content", [b"", b"junk", None])
-def test_a_checkpoint_that_cannot_be_read_is_refused(tmp_path, train_photos, content):
-    train_photos(tmp_path / "run")
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-200] if content is None else content)
-    with pytest.raises(RunError, match=r"checkpoint\.pt: cannot be read: .*; train again with --overwrite") as caught:
-        train_photos(tmp_path / "run", "--resume")
-    assert "\n" not in str(caught.value)
 
 
 def test_a_run_is_replaced_only_when_asked_and_then_wholly(tmp_path, train_photos):
@@ -224,7 +209,8 @@ def test_files_that_are_no_runs_are_never_removed(tmp_path, train_photos, photos
 
 
 def test_a_run_that_diverges_stops_with_the_reason(tmp_path, train_photos):
-    with pytest.raises(RunError, match=r"the loss is (nan|inf) in epoch \d; lower --lr, which is 1e\+06"):
+    refusal = r"\d+ of the last \d+ steps were skipped, the last for its .* of (nan|inf); lower --lr, which is 1e\+06"
+    with pytest.raises(RunError, match=refusal):
         train_photos(tmp_path / "run", "--lr", 1e6, epochs=5)
     assert (
         "weights.safetensors" not in names_in(tmp_path / "run")
@@ -370,15 +356,29 @@ def test_batches_are_the_same_from_memory_and_on_demand(encode):
     found = []
     for data in (load_pixels(images, spec), PixelDataset(images, spec)):
         batches = Batches(data, batch_size=3, shuffle=False, workers=0)
-        drawn = list(batches.draw(torch.Generator()))
-        assert [len(labels) for _, labels in drawn] == [3, 3, 1]
+        drawn = list(batches.draw())
+        assert [len(batch.labels) for batch in drawn] == [3, 3, 1]
         assert len(batches) == 3
-        found.append((torch.cat([pixels for pixels, _ in drawn]), torch.cat([labels for _, labels in drawn])))
-        shuffled = Batches(data, batch_size=4, shuffle=True, workers=0).draw(torch.Generator().manual_seed(0))
-        assert sorted(int(p[0, 0, 0]) for pixels, _ in shuffled for p in pixels) == [0, 10, 20, 30, 40, 50, 60]
+        assert batches.names == ("0", "1", "2", "3", "4", "5", "6")
         training = Batches(data, batch_size=3, shuffle=True, workers=0)
-        assert [len(labels) for _, labels in training.draw(torch.Generator())] == [3, 3]  # batch norm needs two
+        assert [len(batch.labels) for batch in training.draw()] == [3, 3]  # batch norm needs two
         assert len(training) == 2
         assert batches.sample_pixels().shape == (7, 1, 2, 2)
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[1][1])
+        found.append(drawn + list(Batches(data, batch_size=4, shuffle=True, workers=0).draw(1)))
+    for one, other in zip(*found, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert sorted(int(pixel) for batch in found[0][3:] for pixel in batch.pixels[:, 0, 0, 0]) == [*range(0, 70, 10)]
+
+
+def test_the_order_is_a_function_of_seed_and_epoch_and_can_be_entered_anywhere(encode):
+    images = make_images(encode, *(Image.new("L", (2, 2), n) for n in range(20)))
+    data = load_pixels(images, ModelSpec(channels=1, size=2, resize=2, mean=(0,), std=(1,), classes=("a", "b")))
+
+    def order(epoch: int, seed: int = 0, first: int = 0) -> list[int]:
+        drawn = Batches(data, batch_size=4, shuffle=True, workers=0, seed=seed).draw(epoch, first=first)
+        return [int(index) for batch in drawn for index in batch.indices]
+
+    assert order(1) == order(1)
+    assert len({tuple(order(epoch, seed)) for epoch in (1, 2) for seed in (0, 1)}) == 4
+    assert order(1, first=3) == order(1)[12:]
+    assert order(1, first=5) == []
