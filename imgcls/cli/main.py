@@ -10,7 +10,20 @@ import sys
 import typer
 
 from imgcls import __version__
-from imgcls.cli import archive, doctor, evaluate, keys, lint, predict, provenance, serving, tune
+from imgcls.cli import (
+    archive,
+    calibrate,
+    compare,
+    doctor,
+    evaluate,
+    gate,
+    keys,
+    lint,
+    predict,
+    provenance,
+    serving,
+    tune,
+)
 from imgcls.errors import ImgclsError, describe_missing
 from model.errors import ModelError
 
@@ -22,6 +35,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(evaluate.evaluate)
+app.command()(calibrate.calibrate)
+app.command()(compare.compare)
+app.command()(gate.gate)
 app.add_typer(archive.app, name="archive")
 app.add_typer(keys.app, name="keys")
 app.command()(serving.serve)

@@ -161,6 +161,8 @@ def read_checkpoint(run: Path, *, spec: ModelSpec) -> tuple[dict[str, Any], list
 
 def _is_same(name: str, one: ModelSpec, other: ModelSpec) -> bool:
     before, now = getattr(one, name), getattr(other, name)
+    if name == "temperature":  # fitted after training; evaluate and build refuse it for weights that have changed
+        return True
     if name in {"mean", "std"}:  # measured, where not given: other machines sum in another order
         return all(math.isclose(a, b, abs_tol=0.001) for a, b in zip(before, now, strict=False))
     return bool(before == now)
@@ -168,12 +170,22 @@ def _is_same(name: str, one: ModelSpec, other: ModelSpec) -> bool:
 
 def _clear(run: Path) -> None:
     """Removes what an earlier run left, so that no file of it is taken for one of the new run's."""
-    written = (WEIGHTS_FILE, CHECKPOINT_FILE, SPEC_FILE, LABELS_FILE, RECORD_FILE, "metrics.json", "history.csv")
+    written = (
+        WEIGHTS_FILE,
+        CHECKPOINT_FILE,
+        SPEC_FILE,
+        LABELS_FILE,
+        RECORD_FILE,
+        "metrics.json",
+        "calibration.json",
+        "history.csv",
+    )
     for name in written:
         (run / name).unlink(missing_ok=True)
     for file in [*run.glob("confusion_*.png"), *run.glob("predictions_*.csv")]:
         file.unlink()
-    shutil.rmtree(run / GOLDEN_FOLDER, ignore_errors=True)
+    for folder in (GOLDEN_FOLDER, "evaluation"):
+        shutil.rmtree(run / folder, ignore_errors=True)
 
 
 def _write_golden(folder: Path, val: ImageSet, *, count: int, spec: ModelSpec) -> None:
