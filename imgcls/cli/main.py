@@ -21,6 +21,7 @@ from imgcls.cli import (
     lint,
     predict,
     provenance,
+    robustness,
     serving,
     tune,
 )
@@ -38,6 +39,7 @@ app.command()(evaluate.evaluate)
 app.command()(calibrate.calibrate)
 app.command()(compare.compare)
 app.command()(gate.gate)
+app.command()(robustness.robustness)
 app.add_typer(archive.app, name="archive")
 app.add_typer(keys.app, name="keys")
 app.command()(serving.serve)

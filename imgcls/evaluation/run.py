@@ -89,20 +89,9 @@ def evaluate_run(
     Raises:
         UsageError, DataError, RunError, ModelError: as each says.
     """
-    config = read_run_data(run)
-    sources = dict(tests) or {"test": _require_data(config, run)}
-    _require_names(sources)
-    spec = read_spec(run / SPEC_FILE)
-    refuse_stale_calibration(run, temperature=spec.temperature, weights_sha256=hash_weights(run))
-    classes = spec.classes
-    try:
-        opened = {
-            name: _open_test(text, config=config, classes=classes, strict=strict) for name, text in sources.items()
-        }
-    except UsageError as err:
-        if tests:
-            raise
-        raise UsageError(f"{run / CONFIG_FILE}: data: {err}; say what to evaluate with --test NAME=SOURCE") from err
+    opened = open_tests(run, tests, strict=strict)
+    temperature = read_spec(run / SPEC_FILE).temperature
+    refuse_stale_calibration(run, temperature=temperature, weights_sha256=hash_weights(run))
     classifier = Classifier.load(run, device=choose_device(device))
     evaluations: dict[str, Evaluation] = {}
     for name, (source, images) in opened.items():
@@ -111,6 +100,29 @@ def evaluate_run(
         )
         _write_files(out or run, name, evaluations[name], predictions, run=run)
     return evaluations
+
+
+def open_tests(run: Path, tests: Mapping[str, str], *, strict: bool = False) -> dict[str, tuple[DataSource, ImageSet]]:
+    """Opens test sets with a run's seed, fractions and classes; decodes nothing yet.
+
+    Args:
+        run: a run directory.
+        tests: source strings by name; empty for the data that the run was trained on.
+        strict: refuse sources with unusable files.
+
+    Raises:
+        UsageError, DataError, RunError: as each says.
+    """
+    config = read_run_data(run)
+    sources = dict(tests) or {"test": _require_data(config, run)}
+    _require_names(sources)
+    classes = read_spec(run / SPEC_FILE).classes
+    try:
+        return {name: _open_test(text, config=config, classes=classes, strict=strict) for name, text in sources.items()}
+    except UsageError as err:
+        if tests:
+            raise
+        raise UsageError(f"{run / CONFIG_FILE}: data: {err}; say what to evaluate with --test NAME=SOURCE") from err
 
 
 def parse_tests(texts: Sequence[str]) -> dict[str, str]:
