@@ -21,6 +21,7 @@ from imgcls.cli import (
     lint,
     predict,
     provenance,
+    report,
     robustness,
     serving,
     tune,
@@ -40,6 +41,7 @@ app.command()(calibrate.calibrate)
 app.command()(compare.compare)
 app.command()(gate.gate)
 app.command()(robustness.robustness)
+app.command()(report.report)
 app.add_typer(archive.app, name="archive")
 app.add_typer(keys.app, name="keys")
 app.command()(serving.serve)

@@ -131,8 +131,9 @@ def _distort(image: Colours, level: int, random: np.random.Generator) -> Colours
     matrix = np.eye(2) + random.uniform(-corner, corner, (2, 2))
     field = random.uniform(-1, 1, (2, *image.shape[:2]))
     shift = np.stack([ndimage.gaussian_filter(each, smooth * side, mode="reflect", truncate=3) for each in field])
+    shift *= _scale(image, reach * side)  # the mean of fewer pixels of noise is larger
     centre = (np.array(image.shape[:2]).reshape(2, 1, 1) - 1) / 2
-    places = np.einsum("ij,jhw->ihw", matrix, np.indices(image.shape[:2]) - centre) + centre + shift * reach * side
+    places = np.einsum("ij,jhw->ihw", matrix, np.indices(image.shape[:2]) - centre) + centre + shift
     return _map_channels(image, lambda channel: ndimage.map_coordinates(channel, places, order=1, mode="reflect"))
 
 

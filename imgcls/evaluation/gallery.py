@@ -24,7 +24,7 @@ from model.spec import ModelSpec
 
 WORST = 24
 PAIRS = 8
-EXAMPLES = 6
+EXAMPLES = 3
 SIDE = 112  # pixels
 _ENLARGED = 56  # a smaller picture is shown larger, in whole pixels
 

@@ -6,57 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imgcls.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from imgcls.data.images import ImageSet
 from imgcls.data.pixels import PixelSet, load_pixels
 from imgcls.data.progress import show_progress
-from imgcls.errors import RunError, UsageError
-from imgcls.evaluation.bootstrap import Interval, find_wilson
+from imgcls.errors import UsageError
+from imgcls.evaluation.bootstrap import find_wilson
 from imgcls.evaluation.predict import predict_probabilities
 from imgcls.evaluation.reports import hash_weights
+from imgcls.evaluation.robustness_record import Corrupted, Robustness
 from imgcls.evaluation.run import choose_device, open_tests
 from imgcls.evaluation.stored import EVALUATION_FOLDER
 from imgcls.files import write_atomic
 from model.classifier import Classifier
 
 LIMIT = 300
-
-
-class Corrupted(BaseModel):
-    """Accuracy under one corruption at one severity, with Wilson's 95 % interval."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    corruption: str
-    severity: int
-    accuracy: float
-    interval: Interval
-
-
-class Robustness(BaseModel):
-    """One test set's: `clean` is the accuracy of the same images unchanged."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    weights_sha256: str
-    source: str
-    samples: int
-    clean: float
-    results: list[Corrupted]
-
-    @property
-    def mean(self) -> float:
-        """The mean accuracy over corruptions and severities, each alike."""
-        return float(np.mean([each.accuracy for each in self.results]))
-
-    def by_corruption(self) -> dict[str, list[Corrupted]]:
-        """Returns the results of each corruption, by severity."""
-        return {
-            name: [each for each in self.results if each.corruption == name]
-            for name in dict.fromkeys(each.corruption for each in self.results)
-        }
 
 
 def measure_robustness(
@@ -106,22 +71,6 @@ def measure_robustness(
         folder.mkdir(exist_ok=True)
         write_atomic(folder / f"{test}.robustness.json", found[test].model_dump_json(indent=1) + "\n")
     return found
-
-
-def read_robustness(run: Path, name: str) -> Robustness | None:
-    """Reads what was measured of a run's present weights; None where nothing was.
-
-    Raises:
-        RunError: the file is broken.
-    """
-    path = run / EVALUATION_FOLDER / f"{name}.robustness.json"
-    try:
-        found = Robustness.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as err:
-        raise RunError(f"{path}: cannot be read: {str(err).splitlines()[0]}; run imgcls robustness again") from err
-    return found if found.weights_sha256 == hash_weights(run) else None
 
 
 def _choose(corruptions: Sequence[str], severities: Sequence[int]) -> tuple[list[str], list[int]]:

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 from imgcls.cli.main import app
 from imgcls.data.corruptions import CORRUPTIONS, corrupt
 from imgcls.errors import UsageError
-from imgcls.evaluation.robustness import measure_robustness, read_robustness
+from imgcls.evaluation.robustness import measure_robustness
+from imgcls.evaluation.robustness_record import read_robustness
 
 
 def draw(side: int, channels: int) -> np.ndarray:
@@ -19,13 +20,21 @@ def draw(side: int, channels: int) -> np.ndarray:
     return (base + grain).clip(0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("name", sorted(set(CORRUPTIONS) - {"elastic_transform"}))  # of which 2 is the widest
+# Of elastic_transform 2 is the widest; fog takes contrast, not brightness.
+@pytest.mark.parametrize("name", sorted(set(CORRUPTIONS) - {"elastic_transform", "fog"}))
 def test_each_corruption_grows_with_its_severity(name):
     pixels = draw(224, 3)
     before = pixels.copy()
     mild, strong = (corrupt(pixels, name, severity=severity, name="a").astype(float) for severity in (1, 5))
     assert (pixels == before).all()
     assert 0.5 < np.abs(mild - pixels).mean() < np.abs(strong - pixels).mean()
+
+
+def test_fog_takes_contrast():
+    pixels = draw(224, 3)
+    mild, strong = (corrupt(pixels, "fog", severity=severity, name="a") for severity in (1, 5))
+    assert pixels.std() > mild.std()
+    assert pixels.std() > strong.std()
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
