@@ -20,8 +20,7 @@ from imgcls.evaluation.reports import METRICS_FILE, TestReport, hash_weights, re
 from imgcls.evaluation.robustness_record import Robustness, read_robustness
 from imgcls.evaluation.stored import EVALUATION_FOLDER, read_stored
 from imgcls.report.charts import draw_bars, draw_curves, draw_reliability
-from model.classifier import SPEC_FILE
-from model.spec import WEIGHTS_FILE
+from model.spec import SPEC_FILE, WEIGHTS_FILE
 
 MOST_CELLS = 26  # classes of a confusion matrix that is a table; a larger one is a picture
 MOST_CLASSES = 60  # rows of the table of classes, the weakest first

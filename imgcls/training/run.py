@@ -178,6 +178,7 @@ def _clear(run: Path) -> None:
         RECORD_FILE,
         "metrics.json",
         "calibration.json",
+        "report.html",
         "history.csv",
     )
     for name in written:
