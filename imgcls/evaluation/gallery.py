@@ -9,6 +9,7 @@ import io
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +17,13 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imgcls.data.images import Sample
-from imgcls.data.pixels import Perturb
 from imgcls.errors import RunError
 from model.errors import ImageError
 from model.images import decode_image
 from model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from imgcls.data.pixels import Perturb
 
 WORST = 24
 PAIRS = 8
@@ -69,7 +72,7 @@ def make_gallery(
     probabilities: npt.NDArray[np.float32],
     *,
     spec: ModelSpec,
-    perturb: Perturb | None,
+    perturb: "Perturb | None",
 ) -> Gallery:
     """Picks the mistakes with the least probability of the true class, and the pairs with the most mistakes."""
     predicted = probabilities.argmax(axis=1)
@@ -104,7 +107,7 @@ def make_gallery(
     )
 
 
-def make_thumbnail(sample: Sample, *, spec: ModelSpec, perturb: Perturb | None = None) -> str:
+def make_thumbnail(sample: Sample, *, spec: ModelSpec, perturb: "Perturb | None" = None) -> str:
     """Returns a small picture as a data URI; an empty one where the file went away since."""
     try:
         image = decode_image(sample.read(), channels=spec.channels)
