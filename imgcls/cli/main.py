@@ -14,6 +14,7 @@ from imgcls.cli import (
     archive,
     calibrate,
     compare,
+    data,
     doctor,
     evaluate,
     gate,
@@ -42,6 +43,7 @@ app.command()(compare.compare)
 app.command()(gate.gate)
 app.command()(robustness.robustness)
 app.command()(report.report)
+app.add_typer(data.app, name="data")
 app.add_typer(archive.app, name="archive")
 app.add_typer(keys.app, name="keys")
 app.command()(serving.serve)

@@ -82,9 +82,9 @@ def draw_bars(counts: Mapping[str, Mapping[str, int]], *, label: str, most: int 
         axes.invert_yaxis()
         axes.set_xlabel(label)
         axes.grid(axis="x", alpha=0.25)
-        axes.legend(frameon=False, loc="lower right")
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(counts))
 
-    return _draw(draw, size=(6.2, 1.0 + 0.24 * len(shown)), name=f"bars of {label}")
+    return _draw(draw, size=(6.2, 1.2 + 0.24 * len(shown)), name=f"bars of {label}")
 
 
 def draw_points(x: Sequence[float], y: Sequence[float], *, labels: tuple[str, str]) -> Markup:
