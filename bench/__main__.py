@@ -5,8 +5,8 @@ import typer
 from bench.accuracy import accuracy
 from bench.archive import archive
 from bench.growth import growth
-from bench.rollout import rollout
 from bench.label_noise import noise
+from bench.rollout import rollout
 from bench.serve import serve
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measures, as ratios within one run.")

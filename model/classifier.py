@@ -45,13 +45,16 @@ class Classifier:
         return self.engine.run(np.asarray(pixels))
 
     def probabilities(self, pixels: "npt.NDArray[np.uint8] | torch.Tensor") -> npt.NDArray[np.float32]:
-        """uint8 (B, C, H, W) -> softmax probabilities (B, classes); NaN where the logits are not finite."""
-        return softmax(self.logits(pixels))
+        """uint8 (B, C, H, W) -> probabilities (B, classes), as calibrated; NaN where the logits are not finite."""
+        return softmax(self.logits(pixels), temperature=self.spec.temperature)
 
 
-def softmax(logits: Logits) -> npt.NDArray[np.float32]:
-    """Logits (B, classes) -> probabilities (B, classes); NaN where a row has NaN or plus infinity."""
+def softmax(logits: Logits, *, temperature: float) -> npt.NDArray[np.float32]:
+    """Logits (B, classes) -> probabilities (B, classes); NaN where a row has NaN or plus infinity.
+
+    The temperature has no default, so that nobody leaves out the spec's: it would answer what is not served.
+    """
     with np.errstate(invalid="ignore", over="ignore"):  # infinity minus infinity
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        powers = np.exp((logits - logits.max(axis=1, keepdims=True)) / np.float32(temperature))
         probabilities: npt.NDArray[np.float32] = powers / powers.sum(axis=1, keepdims=True)
     return probabilities

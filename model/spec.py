@@ -24,7 +24,8 @@ class ModelSpec(BaseModel):
 
     `channels` is 1 (grayscale), 3 (RGB) or 4 (RGBA). `size` is the side of the square input in pixels; `resize` is the
     length that the image's shorter side is brought to before the centre crop of `size`. `mean` and `std` are per
-    channel, on pixel values scaled to 0..1.
+    channel, on pixel values scaled to 0..1. `temperature` divides the logits before the softmax; `imgcls calibrate`
+    fits it, and 1 changes nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +39,7 @@ class ModelSpec(BaseModel):
     mean: tuple[Finite, ...]
     std: tuple[Annotated[Finite, Field(gt=0)], ...]
     classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    temperature: Annotated[Finite, Field(gt=0)] = 1.0
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:

@@ -21,7 +21,7 @@ from typing import Any
 from handler.integrity import hash_file
 from handler.layout import OnBytes
 from imgcls.archive import answers
-from imgcls.archive.facts import read_facts
+from imgcls.archive.facts import GATE_FILE, read_facts
 from imgcls.archive.pack import pack_tree, read_build_time, record_tree, refuse_bad_names
 from imgcls.archive.prove import start_self_test
 from imgcls.archive.publish import publish
@@ -31,6 +31,7 @@ from imgcls.archive.torch_process import JobError, TorchProcess
 from imgcls.archive.trust import detached_signature
 from imgcls.errors import ArchiveError, ImgclsError
 from imgcls.files import sync
+from imgcls.gate.verdict import GateReport
 from model.engines.kinds import REFERENCE
 from model.engines.records import EngineRecord, read_records
 from model.errors import ModelError
@@ -49,6 +50,7 @@ def build_archive(
     options: ServingOptions | None = None,
     engines: Sequence[str] = (REFERENCE,),
     waived: Collection[str] = (),
+    gate: GateReport | None = None,
     on_bytes: OnBytes = lambda count: None,
     on_engines: Callable[[list[EngineRecord]], None] = lambda records: None,
 ) -> Path:
@@ -62,6 +64,7 @@ def build_archive(
         options: what model-config.yaml tells TorchServe.
         engines: to build beside eager, by name; "auto" for all that this machine can build again byte for byte.
         waived: findings of the scan that do not stop the build, as RULE or RULE:PATH.
+        gate: the verdict that the archive carries; None where no gate was asked.
         on_bytes: told how many bytes were packed, as it goes on.
         on_engines: told which engines were built, and why others are left out.
 
@@ -90,6 +93,8 @@ def build_archive(
             tree.mkdir()
             _refuse_unreadable(run)
             stage_archive(run, tree, name=name, version=version, options=options, created=created)
+            if gate:
+                (tree / GATE_FILE).write_text(gate.model_dump_json(indent=1) + "\n", encoding="utf-8")
             answered = process.start(
                 answers.__file__,
                 "write_answers",

@@ -3,7 +3,7 @@
 Markdown with the front matter that Hugging Face's model cards have; written from the other files of the staged tree.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 
 from imgcls.archive.facts import NOT_RECORDED, SCORES, Facts, Scores, read_facts
 from imgcls.archive.words import describe_input, describe_limits, describe_purpose
+from imgcls.gate.verdict import GateReport
 from imgcls.training.record import CodeRecord, TrainRecord
 from model.engines.records import EngineRecord
 from model.spec import WEIGHTS_FILE, ModelSpec
@@ -63,6 +64,7 @@ def write_card(folder: Path, *, name: str, version: str, weights_sha256: str, li
         _describe_training(facts),
         "## Measured on test sets",
         _describe_metrics(facts.test_sets),
+        *_describe_gate(facts.gate),
         "## Engines",
         _describe_engines(facts.engines),
         "## Limits",
@@ -162,6 +164,15 @@ def _describe_metrics(sets: Mapping[str, Scores]) -> str:
     header = ("test set", *(HEADINGS.get(score, score) for score in SCORES))
     rows = [(_escape(name), *(_format_number(scores[score]) for score in SCORES)) for name, scores in sets.items()]
     return f"{_table(header, rows)}\n\nPrecision, recall and F1 are macro averages: each class counts alike."
+
+
+def _describe_gate(gate: GateReport | None) -> Iterator[str]:
+    if gate:
+        baseline = f", against weights `{gate.baseline_sha256[:SHORT]}`" if gate.baseline_sha256 else ""
+        yield (
+            f"Gate: {gate.verdict}, {len(gate.findings)} findings under policy "
+            f"`{gate.policy_sha256[:SHORT]}`{baseline}; see gate.json."
+        )
 
 
 def _describe_engines(engines: Sequence[EngineRecord]) -> str:

@@ -14,6 +14,9 @@ from typing import Any, TypeVar
 import yaml
 
 from imgcls.errors import ArchiveError, RunError
+from imgcls.evaluation.calibration_record import CALIBRATION_FILE as CALIBRATION_FILE
+from imgcls.evaluation.calibration_record import refuse_stale_calibration
+from imgcls.gate.verdict import GateReport
 from imgcls.training.record import RECORD_FILE, TrainRecord, read_record
 from model.engines.records import EngineRecord, read_records
 from model.spec import SPEC_FILE, ModelSpec, read_spec
@@ -21,6 +24,7 @@ from model.spec import SPEC_FILE, ModelSpec, read_spec
 SCORES = ("samples", "accuracy", "precision_macro", "recall_macro", "f1_macro")
 CONFIG_FILE = "train_config.yaml"
 METRICS_FILE = "metrics.json"
+GATE_FILE = "gate.json"
 NOT_RECORDED = "not recorded"
 Scores = dict[str, Any]
 _Parsed = TypeVar("_Parsed")
@@ -35,6 +39,7 @@ class Facts:
     record: TrainRecord | None
     test_sets: dict[str, Scores]  # what metrics.json has of each, SCORES at least
     engines: tuple[EngineRecord, ...]  # the eager one at least
+    gate: GateReport | None = None
 
 
 def read_facts(folder: Path, *, weights_sha256: str) -> Facts:
@@ -48,12 +53,18 @@ def read_facts(folder: Path, *, weights_sha256: str) -> Facts:
         ArchiveError: a file is not what imgcls writes, or the metrics are of other weights.
         ModelError: spec.yaml or engines.json cannot be used.
     """
+    spec = read_spec(folder / SPEC_FILE)
+    try:
+        refuse_stale_calibration(folder, temperature=spec.temperature, weights_sha256=weights_sha256)
+    except RunError as err:
+        raise ArchiveError(str(err)) from err
     return Facts(
-        spec=read_spec(folder / SPEC_FILE),
+        spec=spec,
         config=_read(folder / CONFIG_FILE, _parse_config, writer="train.py", remedy="mend or delete it"),
         record=_read_record(folder / RECORD_FILE),
-        test_sets=_read_test_sets(folder / METRICS_FILE, weights_sha256=weights_sha256),
+        test_sets=_read_test_sets(folder / METRICS_FILE, weights_sha256=weights_sha256, temperature=spec.temperature),
         engines=read_records(folder),
+        gate=_read_gate(folder / GATE_FILE, weights_sha256=weights_sha256),
     )
 
 
@@ -61,13 +72,13 @@ def _parse_config(text: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text).items())
 
 
-def _parse_metrics(text: str) -> tuple[str, dict[str, Scores]]:
+def _parse_metrics(text: str) -> tuple[str, float, dict[str, Scores]]:
     metrics = json.loads(text)
     sets = {name: dict(scores) for name, scores in metrics["test_sets"].items()}
     for scores in sets.values():
         if broken := [key for key in SCORES if not math.isfinite(scores.get(key, math.nan))]:
             raise ValueError(f"{broken[0]} is no number")
-    return str(metrics["weights_sha256"]), sets
+    return str(metrics["weights_sha256"]), float(metrics.get("temperature", 1)), sets
 
 
 def _read(path: Path, parse: Callable[[str], _Parsed], *, writer: str, remedy: str) -> _Parsed | None:
@@ -80,14 +91,26 @@ def _read(path: Path, parse: Callable[[str], _Parsed], *, writer: str, remedy: s
         raise ArchiveError(f"{path.name}: is not what {writer} writes ({reason}); {remedy}") from err
 
 
-def _read_test_sets(path: Path, *, weights_sha256: str) -> dict[str, Scores]:
+def _read_test_sets(path: Path, *, weights_sha256: str, temperature: float) -> dict[str, Scores]:
     metrics = _read(path, _parse_metrics, writer="imgcls evaluate", remedy="delete it, or evaluate the run again")
     if metrics is None:
         return {}
-    measured, sets = metrics
+    measured, measured_at, sets = metrics
     if measured != weights_sha256:
         raise ArchiveError(f"{path.name}: was measured on other weights than the run holds; evaluate the run again")
+    if measured_at != temperature:
+        raise ArchiveError(
+            f"{path.name}: was measured at temperature {measured_at:g}, and spec.yaml has {temperature:g}; "
+            "evaluate the run again"
+        )
     return sets
+
+
+def _read_gate(path: Path, *, weights_sha256: str) -> GateReport | None:
+    gate = _read(path, GateReport.model_validate_json, writer="imgcls archive build", remedy="build again")
+    if gate and gate.weights_sha256 != weights_sha256:
+        raise ArchiveError(f"{path.name}: judged other weights than the run holds; build again")
+    return gate
 
 
 def _read_record(path: Path) -> TrainRecord | None:

@@ -102,9 +102,9 @@ def run_all(engine: Engine, images: Images) -> Logits:
     )
 
 
-def compare(logits: Logits, reference: Logits, images: Images) -> Comparison:
-    """Compares logits (N, classes) with those of eager float32 on the same images."""
-    probabilities, expected = softmax(logits), softmax(reference)
+def compare(logits: Logits, reference: Logits, images: Images, *, temperature: float) -> Comparison:
+    """Compares logits (N, classes) with those of eager float32 on the same images; probabilities as they are served."""
+    probabilities, expected = (softmax(each, temperature=temperature) for each in (logits, reference))
     rows, best, eager_best = np.arange(len(logits)), logits.argmax(axis=1), reference.argmax(axis=1)
     is_right = None if images.labels is None else best == images.labels
     eager_is_right = None if images.labels is None else eager_best == images.labels

@@ -4,7 +4,8 @@
     externalParameters       what the user chose: model name and version, data source, training configuration
     internalParameters       how it was carried out: device, library versions, later parts of a resumed run
     resolvedDependencies     by their `role`: the code (git commit), its locks, each split of the data, parent weights
-    byproducts               metrics.json, its numbers as annotations; rejections.csv, by digest, with what it counts
+    byproducts               metrics.json, its numbers as annotations; gate.json, its verdict; rejections.csv, with
+                             what it counts
 
 It is a function of the staged tree and of the code that builds: no time (unless SOURCE_DATE_EPOCH gives one), path,
 user or host. It says what was done; that nobody changed it since is for the archive's record and signature to prove.
@@ -14,14 +15,23 @@ Source: https://in-toto.io/Statement/v1, https://slsa.dev/spec/v1.0/provenance
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from handler.integrity import hash_file
 from imgcls import __version__
-from imgcls.archive.facts import CONFIG_FILE, METRICS_FILE, NOT_RECORDED, Facts, Scores, read_facts
+from imgcls.archive.facts import (
+    CALIBRATION_FILE,
+    CONFIG_FILE,
+    GATE_FILE,
+    METRICS_FILE,
+    NOT_RECORDED,
+    Facts,
+    Scores,
+    read_facts,
+)
 from imgcls.errors import ArchiveError
 from imgcls.training.record import (
     RECORD_FILE,
@@ -45,6 +55,8 @@ BUILD_LIBRARIES = ("numpy", "onnx", "onnxruntime", "openvino", "pillow", "safete
 # Of train_config.yaml: where, not what; data and weights are told with their hashes.
 _ELSEWHERE = {"data", "out", "weights"}
 
+_HASHED = (CONFIG_FILE, METRICS_FILE, CALIBRATION_FILE, GATE_FILE)
+
 Fields = dict[str, Any]
 
 
@@ -65,7 +77,7 @@ def write_provenance(
         ArchiveError: a file of the tree is not what imgcls writes.
     """
     facts = read_facts(folder, weights_sha256=weights_sha256)
-    files = {file: hash_file(folder / file) for file in (CONFIG_FILE, METRICS_FILE) if (folder / file).is_file()}
+    files = {file: hash_file(folder / file) for file in _HASHED if (folder / file).is_file()}
     statement = {
         "_type": STATEMENT_TYPE,
         "subject": [
@@ -165,15 +177,24 @@ def _describe_run(facts: Facts, *, files: Mapping[str, str], created: datetime |
     fields: Fields = {"builder": {"id": BUILDER_ID, "version": versions}}
     if created:
         fields["metadata"] = {"finishedOn": created.strftime("%Y-%m-%dT%H:%M:%SZ")}
-    byproducts: list[Fields] = []
+    if byproducts := list(_list_byproducts(facts, files=files)):
+        fields["byproducts"] = byproducts
+    return fields
+
+
+def _list_byproducts(facts: Facts, *, files: Mapping[str, str]) -> Iterator[Fields]:
+    notes: dict[str, Fields] = {}
     if facts.test_sets:
-        sets = {name: _describe_scores(scores) for name, scores in facts.test_sets.items()}
-        digest = {"sha256": files[METRICS_FILE]}
-        byproducts.append({"name": METRICS_FILE, "digest": digest, "annotations": {"testSets": sets}})
+        notes[METRICS_FILE] = {"testSets": {name: _describe_scores(each) for name, each in facts.test_sets.items()}}
+    if CALIBRATION_FILE in files:
+        notes[CALIBRATION_FILE] = {"temperature": facts.spec.temperature}
+    if facts.gate:
+        notes[GATE_FILE] = facts.gate.model_dump(mode="json", exclude={"findings", "weights_sha256"})
+    for name, annotations in notes.items():
+        yield {"name": name, "digest": {"sha256": files[name]}, "annotations": annotations}
     if facts.record and (rejected := facts.record.rejections):
-        notes = {"role": "steps and samples that the backward filter left out", "counts": rejected.counts}
-        byproducts.append({"name": REJECTIONS_FILE, "digest": {"sha256": rejected.sha256}, "annotations": notes})
-    return fields | ({"byproducts": byproducts} if byproducts else {})
+        counts = {"role": "steps and samples that the backward filter left out", "counts": rejected.counts}
+        yield {"name": REJECTIONS_FILE, "digest": {"sha256": rejected.sha256}, "annotations": counts}
 
 
 def _describe_scores(scores: Scores) -> Fields:

@@ -2,10 +2,12 @@
 
 MAR-INF/MANIFEST.json   torch-model-archiver's; MAR-INF/integrity.json is added by the packing
 model-config.yaml       TorchServe's keys and our `handler:` section
-spec.yaml  weights.safetensors  index_to_name.json  metrics.json  train_config.yaml  train_record.json
+spec.yaml  weights.safetensors  index_to_name.json  metrics.json  calibration.json
+train_config.yaml  train_record.json
 model/  handler/        the code, under the names it has in the repository
 golden/                 inputs with their expected answers, written by `imgcls.archive.make_golden`
 MODEL_CARD.md  provenance.json  sbom.cdx.json
+gate.json               the verdict, where a gate was asked; written by `imgcls.archive.build`
 """
 
 import os
@@ -22,8 +24,8 @@ import imgcls
 import model
 from handler.layout import EARLIEST
 from imgcls.archive.card import write_card
+from imgcls.archive.facts import CALIBRATION_FILE, METRICS_FILE
 from imgcls.archive.facts import CONFIG_FILE as TRAIN_CONFIG_FILE
-from imgcls.archive.facts import METRICS_FILE
 from imgcls.archive.pack import CONFIG_FILE, write_manifest
 from imgcls.archive.provenance import write_provenance
 from imgcls.archive.sbom import write_sbom
@@ -35,7 +37,7 @@ from model.labels import LABELS_FILE, read_labels
 from model.spec import SPEC_FILE, WEIGHTS_FILE, read_spec
 
 REQUIRED = (WEIGHTS_FILE, SPEC_FILE, LABELS_FILE)
-OPTIONAL = (METRICS_FILE, TRAIN_CONFIG_FILE, RECORD_FILE)
+OPTIONAL = (METRICS_FILE, CALIBRATION_FILE, TRAIN_CONFIG_FILE, RECORD_FILE)
 TRAVELLING = (model, handler)
 PACKAGES = tuple(package.__name__ for package in TRAVELLING)
 

@@ -34,8 +34,14 @@ def describe_limits(facts: Facts) -> list[str]:
         limits.append("Its figures hold for images like those of its test sets.")
     else:
         limits.append("Nobody has recorded how often it is right.")
-    limits.append("Its probabilities are a softmax: they rank, and were not calibrated.")
+    limits.append(_describe_calibration(facts.spec))
     return limits
+
+
+def _describe_calibration(spec: ModelSpec) -> str:
+    if spec.temperature == 1:
+        return "Its probabilities are a softmax: they rank, and were not calibrated."
+    return f"Its probabilities were calibrated on validation images, with temperature {spec.temperature:g}."
 
 
 def _describe_weakest(facts: Facts) -> list[str]:

@@ -71,7 +71,7 @@ class Workshop:
             self.on_progress(f"warning: engine {kind.name} is left out: {err}")
             return EngineRecord(engine=kind.name, device=device, tolerance=tolerance, status="refused", reason=str(err))
         if np.isfinite(logits).all():
-            comparison = compare(logits, self.reference, self.compared)
+            comparison = compare(logits, self.reference, self.compared, temperature=self.spec.temperature)
             fault = find_fault(comparison, tolerance)
         else:
             comparison, fault = None, f"it answers with NaN or infinity; on {self.compared.text}"
@@ -121,7 +121,8 @@ class Workshop:
         return load_pixel_network(weights, self.spec, kind=kind, layout=torch.contiguous_format)
 
     def _answer_golden(self, engine: Engine, *, tolerance: float) -> list[GoldenAnswer]:
-        rows = softmax(engine.run(decode_golden(self.golden, self.spec).pixels))
+        logits = engine.run(decode_golden(self.golden, self.spec).pixels)
+        rows = softmax(logits, temperature=self.spec.temperature)
         return [
             GoldenAnswer(probability=round(float(row[item.index]), 6), tolerance=tolerance)
             for item, row in zip(self.golden, rows, strict=True)

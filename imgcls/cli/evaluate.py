@@ -28,6 +28,10 @@ def evaluate(
             "[default: the run's own data]",
         ),
     ] = None,
+    slices: Annotated[
+        list[str] | None,
+        typer.Option("--slice", metavar="COLUMN", help="Numbers by this column of a .csv or .jsonl; may be repeated."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write. [default: RUN]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 256,
@@ -36,8 +40,9 @@ def evaluate(
 ) -> None:
     """Measures a run on test sets, side by side.
 
-    Writes metrics.json, confusion_NAME.png and predictions_NAME.csv. Sets measured earlier on the same weights stay in
-    metrics.json. The drop is the accuracy lost against the first set.
+    Writes metrics.json, confusion_NAME.png, predictions_NAME.csv and the folder evaluation/. Sets measured earlier on
+    the same weights stay in metrics.json. Intervals are 95 % bootstrap intervals; the drop is the accuracy lost against
+    the first set.
     """
     import json
 
@@ -45,10 +50,18 @@ def evaluate(
 
     from imgcls.data.images import count_files
     from imgcls.evaluation.run import evaluate_run, parse_tests
-    from imgcls.evaluation.table import build_table
+    from imgcls.evaluation.table import build_slices, build_table
 
     tests = parse_tests(test or [])
-    evaluations = evaluate_run(run, tests=tests, out=out, batch_size=batch_size, device=device.value, strict=strict)
+    evaluations = evaluate_run(
+        run,
+        tests=tests,
+        slices=slices or [],
+        out=out,
+        batch_size=batch_size,
+        device=device.value,
+        strict=strict,
+    )
     for name, evaluation in evaluations.items():
         for problem in evaluation.problems[:5]:
             typer.echo(f"{name}: left out {problem.name}: {problem.reason}", err=True)
@@ -61,3 +74,6 @@ def evaluate(
     console = Console()
     console.width = console.width if console.is_terminal else 120
     console.print(build_table(reports, title=str(run)))
+    for name, report in reports.items():
+        for column, values in report.slices.items():
+            console.print(build_slices(values, title=f"{name} by {column}"))

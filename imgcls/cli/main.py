@@ -10,7 +10,25 @@ import sys
 import typer
 
 from imgcls import __version__
-from imgcls.cli import archive, doctor, evaluate, gateway, keys, lint, predict, provenance, rollout, serving, tune
+from imgcls.cli import (
+    archive,
+    calibrate,
+    compare,
+    data,
+    doctor,
+    evaluate,
+    gate,
+    gateway,
+    keys,
+    lint,
+    predict,
+    provenance,
+    report,
+    robustness,
+    rollout,
+    serving,
+    tune,
+)
 from imgcls.errors import ImgclsError, describe_missing
 from model.errors import ModelError
 
@@ -22,6 +40,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command()(evaluate.evaluate)
+app.command()(calibrate.calibrate)
+app.command()(compare.compare)
+app.command()(gate.gate)
+app.command()(robustness.robustness)
+app.command()(report.report)
+app.add_typer(data.app, name="data")
 app.add_typer(archive.app, name="archive")
 app.add_typer(keys.app, name="keys")
 app.add_typer(gateway.app, name="gateway")

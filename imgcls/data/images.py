@@ -1,7 +1,7 @@
 """The nouns of this room: a labelled image, a split, a file that cannot be used, and a source."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from PIL.Image import Image
 
@@ -16,11 +16,13 @@ class Sample:
         name: its path inside the source, or such as "digits/0017"; what a report names.
         label: index into the classes of its ImageSet.
         read: returns the encoded file; raises OSError where it cannot be read. Can be pickled.
+        columns: what else a table says of it, to slice a test set by.
     """
 
     name: str
     label: int
     read: Callable[[], bytes]
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 The layouts (folders, tables, builtin) each produce one; `imgcls.data.splits` makes the splits from it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from imgcls.data.images import Problem
 
@@ -14,12 +14,13 @@ SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "va
 
 @dataclass(frozen=True)
 class Entry:
-    """One labelled file; `split` is train, val, test, or None where the source does not say."""
+    """One labelled file; `split` is train, val, test, or None where the source does not say; `columns` as in Sample."""
 
     name: str
     class_name: str
     split: str | None
     read: Callable[[], bytes]
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

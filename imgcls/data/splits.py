@@ -60,7 +60,7 @@ def number_classes(listing: Listing) -> tuple[tuple[str, ...], dict[str, ImageSe
     for entry in listing.entries:
         split = entry.split or "test"
         if entry.class_name in index:
-            samples[split].append(Sample(entry.name, index[entry.class_name], entry.read))
+            samples[split].append(Sample(entry.name, index[entry.class_name], entry.read, entry.columns))
         else:
             unknown[split, entry.class_name] += 1
     splits = {name: ImageSet(name, classes, tuple(found)) for name, found in samples.items() if found}

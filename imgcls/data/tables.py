@@ -1,4 +1,4 @@
-"""Tables of images: a .csv or .jsonl whose rows hold `path`, `label` and optionally `split`.
+"""Tables of images: a .csv or .jsonl whose rows hold `path`, `label`, optionally `split`, and any other columns.
 
 Relative paths are resolved against the table's folder. A row that cannot be used is a problem with its number; of a
 .csv the header is row 1.
@@ -15,6 +15,7 @@ from imgcls.data.images import Problem
 from imgcls.data.listing import SPLIT_NAMES, Entry, Listing
 from imgcls.errors import DataError
 
+_OWN = ("path", "label", "split")
 _Row = tuple[int, dict[str, Any]]
 
 
@@ -44,7 +45,10 @@ def _classify(table: Path, row: _Row, *, spelling: dict[str, str], has_splits: b
         reason = f"split is {split!r}; expected train, val or test"
     if reason:
         return Problem(f"{table.name} row {number}" + (f" ({name})" if name else ""), reason)
-    return Entry(name, label, SPLIT_NAMES[split.lower()] if has_splits else None, (table.parent / name).read_bytes)
+    others = {key: _text(fields, key) for key in fields if key and key not in _OWN}
+    return Entry(
+        name, label, SPLIT_NAMES[split.lower()] if has_splits else None, (table.parent / name).read_bytes, others
+    )
 
 
 def _find_fault(table: Path, name: str, label: str, *, spelling: dict[str, str]) -> str:

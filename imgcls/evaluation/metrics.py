@@ -1,11 +1,14 @@
-"""From labels and probabilities to numbers; pure, and all of them scikit-learn's."""
+"""From labels and probabilities to numbers, with the interval that each lies in; pure.
+
+The numbers are scikit-learn's; intervals are `bootstrap`'s, calibration `calibration`'s.
+"""
 
 from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from sklearn.metrics import (
     accuracy_score,
     confusion_matrix,
@@ -13,6 +16,17 @@ from sklearn.metrics import (
     precision_recall_fscore_support,
 )
 
+from imgcls.evaluation.bootstrap import (
+    TOP,
+    Answers,
+    Interval,
+    bootstrap_auroc,
+    find_interval,
+    measure_auroc,
+    measure_intervals,
+    score,
+)
+from imgcls.evaluation.calibration import ReliabilityBin, measure_ece, measure_reliability
 from model.errors import NumericError
 
 
@@ -32,7 +46,9 @@ class TestMetrics(BaseModel):
 
     `loss` is the mean cross-entropy, in nats. Macro averages weigh alike every class that the test set has, weighted
     ones by the number of its images. `confusion` has a row for each true and a column for each predicted class, in the
-    order of `per_class`, which is the order of the run's classes.
+    order of `per_class`, which is the order of the run's classes. `top5` is None for five classes or fewer, of which it
+    is always 1; `auroc` is the macro average of one class against the rest, None where the set has one class only.
+    `ece` is the expected calibration error over the 15 bins of `reliability`. `intervals` are by the metric's name.
     """
 
     __test__: ClassVar[bool] = False  # pytest would collect a class of this name
@@ -50,10 +66,15 @@ class TestMetrics(BaseModel):
     f1_weighted: float
     per_class: dict[str, ClassMetrics]
     confusion: list[list[int]]
+    top5: float | None = None
+    auroc: float | None = None
+    ece: float | None = None
+    intervals: dict[str, Interval] = Field(default_factory=dict)
+    reliability: list[ReliabilityBin] = Field(default_factory=list)
 
 
 def compute_metrics(
-    labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32], *, classes: Sequence[str]
+    labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32], *, classes: Sequence[str], seed: int = 0
 ) -> TestMetrics:
     """Computes the numbers of one test set.
 
@@ -61,6 +82,7 @@ def compute_metrics(
         labels: (N,), the index of each true class.
         probabilities: (N, classes); each row sums to 1.
         classes: the names.
+        seed: of the resamples.
 
     Raises:
         NumericError: a probability is NaN or infinite.
@@ -68,6 +90,13 @@ def compute_metrics(
     _require_finite(probabilities)
     predicted = probabilities.argmax(axis=1)
     every = range(len(classes))
+    answers = Answers.of(labels, probabilities)
+    intervals = measure_intervals(labels, answers, classes=len(classes), seed=seed)
+    resampled = bootstrap_auroc(labels, [probabilities], seed=seed)
+    if resampled:
+        intervals["auroc"] = find_interval(resampled[0])
+    has_top = len(classes) > TOP
+    reliability = measure_reliability(labels, probabilities)
     return TestMetrics(
         samples=len(labels),
         accuracy=float(accuracy_score(labels, predicted)),
@@ -76,6 +105,11 @@ def compute_metrics(
         **_average(labels, predicted, how="weighted"),
         per_class=_measure_classes(labels, predicted, classes=classes),
         confusion=confusion_matrix(labels, predicted, labels=every).tolist(),
+        top5=score(labels, answers, classes=len(classes))["top5"] if has_top else None,
+        auroc=measure_auroc(labels, probabilities),
+        ece=measure_ece(reliability),
+        intervals={name: each for name, each in intervals.items() if has_top or name != "top5"},
+        reliability=reliability,
     )
 
 

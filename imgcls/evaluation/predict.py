@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from imgcls.data.images import ImageSet, Problem
+from imgcls.data.images import ImageSet, Problem, Sample
 from imgcls.data.pixels import Perturb, estimate_bytes, load_pixels
 from imgcls.data.progress import show_progress
 from imgcls.errors import DataError
@@ -19,12 +19,17 @@ _MEMORY_BYTES = 1 << 30  # of pixels held at once
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answers for one test set: names and labels (N,), probabilities (N, classes), and what was left out."""
+    """The answers for one test set: samples and labels (N,), probabilities (N, classes), and what was left out."""
 
-    names: tuple[str, ...]
+    samples: tuple[Sample, ...]
     labels: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float32]
     problems: tuple[Problem, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The samples' names."""
+        return tuple(sample.name for sample in self.samples)
 
 
 def predict_probabilities(
@@ -58,7 +63,9 @@ def predict_images(
         answers = predict_probabilities(
             classifier, loaded.pixels, batch_size=batch_size, progress=progress, text=f"predicting {images.name}"
         )
-        parts.append(Predictions(loaded.names, loaded.labels.numpy(), answers, loaded.problems))
+        left_out = {problem.name for problem in loaded.problems}
+        samples = tuple(sample for sample in stretch.samples if sample.name not in left_out)
+        parts.append(Predictions(samples, loaded.labels.numpy(), answers, loaded.problems))
     return _join(parts)
 
 
@@ -88,7 +95,7 @@ def _cut(images: ImageSet, size_bytes: int, *, memory_bytes: int) -> Iterator[Im
 
 def _join(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(
-        names=tuple(name for part in parts for name in part.names),
+        samples=tuple(sample for part in parts for sample in part.samples),
         labels=np.concatenate([part.labels for part in parts]),
         probabilities=np.concatenate([part.probabilities for part in parts]),
         problems=tuple(problem for part in parts for problem in part.problems),

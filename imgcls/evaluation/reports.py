@@ -1,33 +1,44 @@
-"""metrics.json: the numbers of every test set of a run, kept from call to call as long as the weights are the same."""
+"""metrics.json: the numbers of every test set of a run, kept from call to call as long as its answers are the same.
+
+They are while weights and temperature are.
+"""
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imgcls.errors import RunError
 from imgcls.evaluation.metrics import TestMetrics
+from imgcls.evaluation.slices import SliceMetrics
 from imgcls.files import write_atomic
-from model.classifier import WEIGHTS_FILE
+from model.spec import SPEC_FILE, WEIGHTS_FILE, read_spec
 
 METRICS_FILE = "metrics.json"
 
 
 class TestReport(TestMetrics):
-    """One test set's numbers and where they come from; `skipped` files of the source could not be used."""
+    """One test set's numbers and where they come from.
+
+    `skipped` files of the source could not be used. `images_sha256` names the images, their classes and what changed
+    them, whatever they are called; `slices` are by column and value.
+    """
 
     source: str
     split: str
     skipped: int
+    images_sha256: str | None = None
+    slices: dict[str, dict[str, SliceMetrics]] = Field(default_factory=dict)
 
 
 class MetricsFile(BaseModel):
-    """The content of metrics.json; `weights_sha256` says which weights the numbers belong to."""
+    """The content of metrics.json; `weights_sha256` and `temperature` say whose numbers they are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights_sha256: str
+    temperature: float = 1.0
     test_sets: dict[str, TestReport]
 
 
@@ -51,10 +62,10 @@ def save_reports(folder: Path, reports: Mapping[str, TestReport], *, run: Path) 
         RunError: an earlier metrics.json cannot be read.
     """
     path = folder / METRICS_FILE
-    weights = hash_weights(run)
+    mine = (hash_weights(run), read_spec(run / SPEC_FILE).temperature)
     earlier = read_metrics(path) if path.exists() else None
-    kept = earlier.test_sets if earlier and earlier.weights_sha256 == weights else {}
-    metrics = MetricsFile(weights_sha256=weights, test_sets={**kept, **reports})
+    kept = earlier.test_sets if earlier and (earlier.weights_sha256, earlier.temperature) == mine else {}
+    metrics = MetricsFile(weights_sha256=mine[0], temperature=mine[1], test_sets={**kept, **reports})
     write_atomic(path, metrics.model_dump_json(indent=1) + "\n")
     return metrics
 

@@ -1,28 +1,37 @@
 """Evaluates a run directory on test sets, and writes what came out.
 
-metrics.json            every test set, also of earlier calls on the same weights
-confusion_NAME.png      one picture a test set
-predictions_NAME.csv    name, label, predicted, probability: to compare with served answers later
+metrics.json                    every test set, also of earlier calls on the same weights
+confusion_NAME.png              one picture a test set
+predictions_NAME.csv            name, label, predicted, probability: to compare with served answers later
+evaluation/NAME.npz             all probabilities, to compare runs by
+evaluation/NAME.gallery.json    pictures of the worst mistakes, for the report
 """
 
 import csv
+import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from imgcls.data.digests import hash_source, make_fingerprint
 from imgcls.data.images import DataSource, ImageSet, Problem, count_files
 from imgcls.data.sources import open_source
 from imgcls.errors import DataError, RunError, UsageError
+from imgcls.evaluation.calibration_record import refuse_stale_calibration
+from imgcls.evaluation.gallery import Gallery, make_gallery
 from imgcls.evaluation.metrics import compute_metrics
 from imgcls.evaluation.plots import plot_confusion
 from imgcls.evaluation.predict import Predictions, predict_images, rename_classes
-from imgcls.evaluation.reports import TestReport, save_reports
+from imgcls.evaluation.reports import TestReport, hash_weights, save_reports
+from imgcls.evaluation.slices import measure_slices, read_columns
+from imgcls.evaluation.stored import EVALUATION_FOLDER, Stored, write_stored
 from imgcls.files import write_atomic
 from model.classifier import SPEC_FILE, Classifier
 from model.spec import read_spec
@@ -42,16 +51,19 @@ class RunData(BaseModel):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluated test set: its numbers, and the files that could not be used."""
+    """One evaluated test set: its numbers, the files that could not be used, all answers, and the worst in pictures."""
 
     report: TestReport
     problems: tuple[Problem, ...]
+    stored: Stored
+    gallery: Gallery
 
 
 def evaluate_run(
     run: Path,
     *,
     tests: Mapping[str, str],
+    slices: Sequence[str] = (),
     out: Path | None = None,
     batch_size: int = 256,
     device: str = "auto",
@@ -64,6 +76,7 @@ def evaluate_run(
         run: a run directory.
         tests: source strings by name; empty for the data that the run was trained on. Splits that a source does not
             bring are drawn with the run's own seed and fractions, so that its training images stay out of them.
+        slices: columns of the test sets' tables to give numbers by.
         out: where to write; None for the run directory.
         batch_size: images a forward pass; it changes speed, not numbers.
         device: auto, cpu or cuda.
@@ -76,26 +89,40 @@ def evaluate_run(
     Raises:
         UsageError, DataError, RunError, ModelError: as each says.
     """
+    opened = open_tests(run, tests, strict=strict)
+    temperature = read_spec(run / SPEC_FILE).temperature
+    refuse_stale_calibration(run, temperature=temperature, weights_sha256=hash_weights(run))
+    classifier = Classifier.load(run, device=choose_device(device))
+    evaluations: dict[str, Evaluation] = {}
+    for name, (source, images) in opened.items():
+        evaluations[name], predictions = _evaluate_set(
+            classifier, source, images, slices=slices, batch_size=batch_size, strict=strict, progress=progress
+        )
+        _write_files(out or run, name, evaluations[name], predictions, run=run)
+    return evaluations
+
+
+def open_tests(run: Path, tests: Mapping[str, str], *, strict: bool = False) -> dict[str, tuple[DataSource, ImageSet]]:
+    """Opens test sets with a run's seed, fractions and classes; decodes nothing yet.
+
+    Args:
+        run: a run directory.
+        tests: source strings by name; empty for the data that the run was trained on.
+        strict: refuse sources with unusable files.
+
+    Raises:
+        UsageError, DataError, RunError: as each says.
+    """
     config = read_run_data(run)
     sources = dict(tests) or {"test": _require_data(config, run)}
     _require_names(sources)
     classes = read_spec(run / SPEC_FILE).classes
     try:
-        opened = {
-            name: _open_test(text, config=config, classes=classes, strict=strict) for name, text in sources.items()
-        }
+        return {name: _open_test(text, config=config, classes=classes, strict=strict) for name, text in sources.items()}
     except UsageError as err:
         if tests:
             raise
         raise UsageError(f"{run / CONFIG_FILE}: data: {err}; say what to evaluate with --test NAME=SOURCE") from err
-    classifier = Classifier.load(run, device=_choose_device(device))
-    evaluations: dict[str, Evaluation] = {}
-    for name, (source, images) in opened.items():
-        evaluations[name], predictions = _evaluate_set(
-            classifier, source, images, batch_size=batch_size, strict=strict, progress=progress
-        )
-        _write_files(out or run, name, evaluations[name].report, predictions, classes=classifier.spec.classes, run=run)
-    return evaluations
 
 
 def parse_tests(texts: Sequence[str]) -> dict[str, str]:
@@ -146,7 +173,12 @@ def _require_names(sources: Mapping[str, str]) -> None:
             raise UsageError(f"a test set is named {name!r}; expected letters, digits, dots, dashes and underscores")
 
 
-def _choose_device(device: str) -> str:
+def choose_device(device: str) -> str:
+    """Returns cpu or cuda.
+
+    Raises:
+        UsageError: CUDA is asked for and not there.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -171,7 +203,14 @@ def _open_test(text: str, *, config: RunData, classes: Sequence[str], strict: bo
 
 
 def _evaluate_set(
-    classifier: Classifier, source: DataSource, images: ImageSet, *, batch_size: int, strict: bool, progress: bool
+    classifier: Classifier,
+    source: DataSource,
+    images: ImageSet,
+    *,
+    slices: Sequence[str],
+    batch_size: int,
+    strict: bool,
+    progress: bool,
 ) -> tuple[Evaluation, Predictions]:
     try:
         predictions = predict_images(
@@ -181,19 +220,46 @@ def _evaluate_set(
         raise DataError(f"{source.text}: {err}") from err
     problems = (*source.problems, *predictions.problems)
     metrics = compute_metrics(predictions.labels, predictions.probabilities, classes=images.classes)
-    report = TestReport(**metrics.model_dump(), source=source.text, split=source.chosen, skipped=count_files(problems))
-    return Evaluation(report, problems), predictions
+    stored = Stored(
+        names=np.array(predictions.names),
+        labels=predictions.labels,
+        probabilities=predictions.probabilities,
+        classes=images.classes,
+        columns=read_columns(predictions.samples, slices, where=source.text),
+        images_sha256=_name_images(source, images, progress=progress),
+    )
+    report = TestReport(
+        **metrics.model_dump(),
+        source=source.text,
+        split=source.chosen,
+        skipped=count_files(problems),
+        images_sha256=stored.images_sha256,
+        slices=measure_slices(stored.labels, stored.answers, stored.columns, classes=len(images.classes)),
+    )
+    gallery = make_gallery(
+        predictions.samples, stored.labels, stored.probabilities, spec=classifier.spec, perturb=source.perturb
+    )
+    return Evaluation(report, problems, stored, gallery), predictions
 
 
-def _write_files(
-    folder: Path, name: str, report: TestReport, predictions: Predictions, *, classes: Sequence[str], run: Path
-) -> None:
+def _name_images(source: DataSource, images: ImageSet, *, progress: bool) -> str:
+    """Returns a hash of the images, their classes and what perturbs them."""
+    digests = hash_source(replace(source, splits={images.name: images}), progress=progress)
+    fingerprint = make_fingerprint(images, digests[images.name]).sha256
+    return hashlib.sha256(f"{fingerprint} {source.perturb!r}".encode()).hexdigest()
+
+
+def _write_files(folder: Path, name: str, evaluation: Evaluation, predictions: Predictions, *, run: Path) -> None:
     """Writes one set's files; metrics.json last, so that what it lists is there."""
+    report, classes = evaluation.report, evaluation.stored.classes
     title = f"{name}: accuracy {report.accuracy:.2%} of {report.samples:,} images"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / f"confusion_{name}.png", plot_confusion(report.confusion, classes=classes, title=title))
         write_atomic(folder / f"predictions_{name}.csv", _format_predictions(predictions, classes=classes))
+        write_stored(folder, name, evaluation.stored, run=run)
+        gallery = evaluation.gallery.model_dump_json(indent=1)
+        write_atomic(folder / EVALUATION_FOLDER / f"{name}.gallery.json", gallery + "\n")
         save_reports(folder, {name: report}, run=run)
     except OSError as err:
         raise RunError(f"{folder}: cannot be written: {err}; choose another folder with --out") from err

@@ -262,6 +262,8 @@ def read_newest(run: Path) -> dict[str, Any]:
 
 def _is_same(name: str, one: ModelSpec, other: ModelSpec) -> bool:
     before, now = getattr(one, name), getattr(other, name)
+    if name == "temperature":  # fitted after training; evaluate and build refuse it for weights that have changed
+        return True
     if name in {"mean", "std"}:  # measured, where not given: other machines sum in another order
         return all(math.isclose(a, b, abs_tol=0.001) for a, b in zip(before, now, strict=False))
     return bool(before == now)

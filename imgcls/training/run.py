@@ -103,13 +103,15 @@ def _clear(run: Path) -> None:
         RECORD_FILE,
         REJECTIONS_FILE,
         "metrics.json",
+        "calibration.json",
+        "report.html",
         "history.csv",
     )
     for name in written:
         (run / name).unlink(missing_ok=True)
     for file in [*run.glob("confusion_*.png"), *run.glob("predictions_*.csv")]:
         file.unlink()
-    for folder in (GOLDEN_FOLDER, CHECKPOINTS_FOLDER):
+    for folder in (GOLDEN_FOLDER, CHECKPOINTS_FOLDER, "evaluation"):
         shutil.rmtree(run / folder, ignore_errors=True)
 
 

@@ -188,7 +188,7 @@ def test_a_comparison_counts_what_it_says():
     reference = np.array([[4, 0, 0], [0, 4, 0], [1.01, 1, 0], [0, 0, 4]], np.float32)
     logits = np.array([[4, 0, 0], [0, 4, 0], [1, 1.01, 0], [4, 0, 0]], np.float32)
     labels = np.array([0, 1, 0, 2])
-    compared = compare(logits, reference, Images("four", np.empty(0, np.uint8), labels))
+    compared = compare(logits, reference, Images("four", np.empty(0, np.uint8), labels), temperature=1)
     assert compared.largest_logit_difference == 4
     assert compared.top1_agreement == 0.5
     assert (compared.accuracy, compared.reference_accuracy) == (0.5, 1.0)

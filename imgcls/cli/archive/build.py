@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from imgcls.errors import ArchiveError, UsageError
+from imgcls.gate.verdict import GateReport
 from model.engines.records import EngineRecord
 
 STORE = Path("model_store")
@@ -35,18 +37,28 @@ def build(
     waive: Annotated[
         list[str] | None, typer.Option(help="A finding of the scan that shall not stop the build: RULE or RULE:PATH.")
     ] = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option(metavar="TOML", help="A policy that the run must pass, as imgcls gate judges it."),
+    ] = None,
+    gate_against: Annotated[
+        Path | None, typer.Option(metavar="BASELINE", help="The run that the policy compares with.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Builds STORE/NAME.mar from a run: the same run, code and packages give the same bytes.
 
     It is scanned, and answers its golden inputs as TorchServe would ask them, before it is put in place.
-    SOURCE_DATE_EPOCH, where set, is the time that it carries.
+    SOURCE_DATE_EPOCH, where set, is the time that it carries. With --gate the verdict goes into it, as gate.json.
     """
     from imgcls.archive.build import build_archive
     from imgcls.archive.stage import ServingOptions
     from imgcls.archive.verify import read_integrity
     from imgcls.cli.progress import show_bytes
 
+    verdict = _judge(run, gate, against=gate_against) if gate else None
+    if gate_against and not gate:
+        raise UsageError("--gate-against names a baseline, and no --gate a policy; give both")
     options = ServingOptions(
         workers=workers,
         batch_size=batch_size,
@@ -63,6 +75,7 @@ def build(
             options=options,
             engines=engines.split(","),
             waived=tuple(waive or ()),
+            gate=verdict,
             on_bytes=on_bytes,
             on_engines=report_engines,
         )
@@ -73,6 +86,28 @@ def build(
         return
     print(f"built {archive.absolute()} ({size_bytes:,} bytes): {name} {version}, golden inputs answered right")
     print(f"tree sha256 {tree_sha256}")
+
+
+def _judge(run: Path, policy: Path, *, against: Path | None) -> GateReport:
+    """Judges the run by a policy, and prints the table to stderr.
+
+    Raises:
+        ArchiveError: the run is refused.
+    """
+    from rich.console import Console
+
+    from imgcls.cli.gate import build_table, describe
+    from imgcls.gate.judge import judge_run
+    from imgcls.gate.policy import read_policy
+
+    rules, sha256 = read_policy(policy)
+    report = judge_run(run, rules, policy_sha256=sha256, baseline=against)
+    console = Console(stderr=True)
+    console.width = console.width if console.is_terminal else 140
+    console.print(build_table(report, title=f"gate {policy}"))
+    if not report.is_passed:
+        raise ArchiveError(f"{run}: {policy} refuses it, {describe(report)}; nothing was built")
+    return report
 
 
 def report_engines(records: list[EngineRecord]) -> None:

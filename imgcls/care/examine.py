@@ -1,0 +1,72 @@
+"""Reads every image of a source once: what it is, its hash, and a small copy for everything that follows."""
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from imgcls.data.images import DataSource, Problem, Sample
+from imgcls.data.progress import show_progress
+from model.errors import ImageError
+from model.images import decode_image
+
+
+@dataclass(frozen=True)
+class Examined:
+    """One image that can be decoded.
+
+    Attributes:
+        sample: where it comes from.
+        split: that it is in.
+        label: the name of its class.
+        width: in pixels, of the file.
+        height: in pixels, of the file.
+        mode: Pillow's, of the file.
+        format: Pillow's.
+        size_bytes: of the file.
+        sha256: of the decoded pixels, so that the same picture in another file is found.
+    """
+
+    sample: Sample
+    split: str
+    label: str
+    width: int
+    height: int
+    mode: str
+    format: str
+    size_bytes: int
+    sha256: str
+
+    def open(self) -> Image.Image:
+        """Decodes the image as RGB, as training and serving do."""
+        return decode_image(self.sample.read(), channels=3)
+
+
+def examine(source: DataSource, *, progress: bool = True) -> tuple[list[Examined], list[tuple[str, Problem]]]:
+    """Examines all splits; returns the images, and by split what cannot be decoded."""
+    found: list[Examined] = []
+    problems: list[tuple[str, Problem]] = [("", problem) for problem in source.problems]
+    total = sum(len(images) for images in source.splits.values())
+    for split, sample in show_progress(_walk(source), "reading", total=total, show=progress):
+        try:
+            found.append(_examine(sample, split, source.classes[sample.label]))
+        except (ImageError, OSError) as err:
+            problems.append((split, Problem(sample.name, str(err))))
+    return found, problems
+
+
+def _walk(source: DataSource) -> Iterator[tuple[str, Sample]]:
+    for split, images in source.splits.items():
+        for sample in images.samples:
+            yield split, sample
+
+
+def _examine(sample: Sample, split: str, label: str) -> Examined:
+    data = sample.read()
+    picture = decode_image(data, channels=3)
+    with Image.open(io.BytesIO(data)) as header:
+        mode, kind, (width, height) = header.mode, str(header.format), header.size
+    digest = hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
+    return Examined(sample, split, label, width, height, mode, kind, len(data), digest)

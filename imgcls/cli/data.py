@@ -1,0 +1,83 @@
+"""`imgcls data`: what is wrong with the images, before they are trained on."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Looks at data sets.", no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def data() -> None:
+    """Looks at data sets."""
+
+
+@app.command()
+def report(
+    source: Annotated[
+        str, typer.Argument(metavar="DATA", help="digits, torchvision:NAME, a folder, a .zip, a .csv or a .jsonl.")
+    ],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The HTML file. [default: data-report.html]", show_default=False)
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="A trained run to judge labels by. [default: a small network]")
+    ] = None,
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Look for suspicious labels.")] = True,
+    fail_on: Annotated[
+        str, typer.Option(metavar="KINDS", help="Exit 1 where one of these is found, such as leaks,corrupt.")
+    ] = "",
+    seed: Annotated[int, typer.Option(help="Of splits that are drawn, as train.py's.")] = 0,
+    val_fraction: Annotated[float, typer.Option(help="As train.py's.")] = 0.15,
+    test_fraction: Annotated[float, typer.Option(help="As train.py's.")] = 0.15,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without pictures, instead of a table.")] = False,
+) -> None:
+    """Reports on a data set: balance, sizes, corrupt files, duplicates, leaks between splits, suspicious labels.
+
+    Writes one self-contained HTML file with pictures. Exits 1 where something of --fail-on is found.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from imgcls.care.check import SHOWN, check_data
+    from imgcls.care.findings import MEANING
+    from imgcls.errors import DataError, RunError, UsageError
+    from imgcls.files import write_atomic
+    from imgcls.report.charts import draw_bars
+    from imgcls.report.render import render
+
+    wanted = [kind.strip() for kind in fail_on.split(",") if kind.strip()]
+    if unknown := [kind for kind in wanted if kind not in MEANING]:
+        raise UsageError(f"--fail-on names {unknown[0]!r}; expected some of {', '.join(MEANING)}")
+    found = check_data(
+        source, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, run=run, labels=labels
+    )
+    balance = draw_bars({name: split.classes for name, split in found.splits.items()}, label="images")
+    page = render("data.html.j2", {"report": found, "meanings": MEANING, "balance": balance, "shown": SHOWN})
+    target = out or Path("data-report.html")
+    try:
+        write_atomic(target, page)
+    except OSError as err:
+        raise RunError(f"{target}: cannot be written: {err}; choose another file with --out") from err
+    counts: dict[str, int] = {kind: found.count(kind) for kind in MEANING}
+    if as_json:
+        fields = found.model_dump(exclude={"findings": {"__all__": {"images": {"__all__": {"image"}}}}})
+        print(json.dumps(fields | {"counts": counts, "written": str(target)}, indent=1, ensure_ascii=False))
+    else:
+        table = Table("finding", "what it means")
+        table.add_column("found", justify="right")
+        for kind, meaning in MEANING.items():
+            is_checked = kind != "labels" or found.labels_checked
+            table.add_row(kind, meaning, f"{counts[kind]:,}" if is_checked else "not checked")
+        console = Console()
+        console.width = console.width if console.is_terminal else 120
+        console.print(table)
+        print("\n".join((*found.notes, f"wrote {target}")))
+    if "labels" in wanted and not found.labels_checked:
+        raise DataError(f"labels were not checked, and --fail-on asks for them: {found.notes[-1]}")
+    if failed := [kind for kind in wanted if counts[kind]]:
+        typer.echo(f"refused: {', '.join(f'{counts[kind]} {kind}' for kind in failed)}", err=True)
+        raise typer.Exit(1)

@@ -1,0 +1,35 @@
+"""`imgcls report`: a run on one page, to show to a colleague."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that was evaluated.")],
+    *,
+    against: Annotated[
+        Path | None, typer.Option(metavar="BASELINE", help="Run to compare with, evaluated on the same test sets.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write. [default: RUN/report.html]")] = None,
+) -> None:
+    """Writes one self-contained HTML file about a run: numbers, mistakes in pictures, slices, corruptions, training.
+
+    It holds no script and loads nothing, so that it can be mailed. It shows what imgcls evaluate and imgcls robustness
+    have stored.
+    """
+    from imgcls.errors import RunError
+    from imgcls.files import write_atomic
+    from imgcls.report.collect import collect_run
+    from imgcls.report.render import render
+
+    page = render("run.html.j2", vars(collect_run(run, baseline=against)))
+    target = out or run / "report.html"
+    try:
+        write_atomic(target, page)
+    except OSError as err:
+        raise RunError(f"{target}: cannot be written: {err}; choose another file with --out") from err
+    print(target)
+    print(f"{len(page.encode()):,} bytes; open it in a browser", file=sys.stderr)

@@ -1,0 +1,135 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from imgcls.cli.main import app
+from imgcls.errors import DataError, RunError
+from imgcls.evaluation.compare import compare, compare_runs, measure_mcnemar
+from imgcls.evaluation.gallery import read_gallery
+from imgcls.evaluation.reports import read_metrics
+from imgcls.evaluation.run import evaluate_run
+from imgcls.evaluation.stored import Stored, read_stored
+
+CLASSES = ("a", "b", "c")
+
+
+def make(labels: np.ndarray, predicted: np.ndarray, *, classes: tuple[str, ...] = CLASSES) -> Stored:
+    probabilities = (0.8 * np.eye(len(classes))[predicted] + 0.2 / len(classes)).astype(np.float32)
+    names = np.array([f"{number:04}.png" for number in range(len(labels))])
+    return Stored(names, labels, probabilities, classes, {}, "f" * 64)
+
+
+def draw(accuracy: float, *, seed: int, images: int = 1000) -> Stored:
+    random, labels = np.random.default_rng(seed), np.arange(images) % 3
+    return make(labels, np.where(random.random(images) < accuracy, labels, (labels + 1) % 3))
+
+
+def test_mcnemar_by_hand():
+    labels = np.zeros(20, dtype=np.int64)
+    run, baseline = labels.copy(), labels.copy()
+    run[:1], baseline[4:12] = 1, 1  # 8 images only the run gets right, 1 only the baseline
+    found = measure_mcnemar(make(labels, run), make(labels, baseline))
+    assert (found.only_run, found.only_baseline) == (8, 1)
+    assert found.p_value == pytest.approx(2 * (1 + 9) / 2**9)
+
+
+def test_better_run_is_told_from_an_equal_one():
+    better, equal, baseline = draw(0.9, seed=1), draw(0.8, seed=2), draw(0.8, seed=3)
+    found = compare(better, baseline, name="t")
+    assert found.mcnemar.p_value < 1e-5
+    assert found.differences["accuracy"].interval.low > 0.03
+    assert set(found.differences) == {"accuracy", "precision_macro", "recall_macro", "f1_macro", "auroc"}
+    same = compare(equal, baseline, name="t").differences["f1_macro"]
+    assert same.interval.low < 0 < same.interval.high
+
+
+def test_images_and_classes_are_matched_by_name():
+    run = draw(0.8, seed=1)
+    rows, order = np.random.default_rng(0).permutation(1000), [2, 0, 1]
+    shuffled = Stored(
+        names=run.names[rows],
+        labels=np.argsort(order)[run.labels[rows]],
+        probabilities=run.probabilities[rows][:, order],
+        classes=tuple(CLASSES[place] for place in order),
+        columns={},
+        images_sha256=run.images_sha256,
+    )
+    found = compare(run, shuffled, name="t")
+    assert found.mcnemar.only_run == found.mcnemar.only_baseline == 0
+    assert {each.difference for each in found.differences.values()} == {0.0}
+
+
+@pytest.mark.parametrize("change", [{"images_sha256": "0" * 64}, {"classes": ("a", "b", "d")}])
+def test_other_images_or_classes_are_refused(change):
+    run = draw(0.8, seed=1)
+    with pytest.raises(RunError, match=r"^t: the two runs "):
+        compare(run, Stored(**{**vars(run), **change}), name="t")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """24 plain images with the camera and the hour that took them; what the night camera calls blue is green."""
+    rows = ["path,label,split,camera,hour"]
+    for number in range(24):
+        color, shown = ("red", (255, 0, 0)) if number % 2 else ("blue", (0, 0, 255))
+        camera = "night" if number < 8 else "day"
+        if camera == "night" and color == "blue":
+            shown = (0, 255, 0)
+        Image.new("RGB", (8, 8), shown).save(tmp_path / f"{number:02}.png")
+        rows.append(f"{number:02}.png,{color},test,{camera},{number}")
+    path = tmp_path / "photos.csv"
+    path.write_text("\n".join(rows))
+    return path
+
+
+def test_slices_tell_where_the_model_is_worse(tmp_path: Path, write_run, table: Path):
+    run = write_run(tmp_path / "run")
+    arguments = ["evaluate", str(run), "--test", f"t={table}", "--slice", "camera", "--slice", "hour"]
+    shown = CliRunner().invoke(app, arguments, catch_exceptions=False).stdout
+    assert "t by camera" in shown
+    slices = read_metrics(run / "metrics.json").test_sets["t"].slices
+    assert {name: (each.samples, each.accuracy) for name, each in slices["camera"].items()} == {
+        "day": (16, 1.0),
+        "night": (8, 0.5),
+    }
+    assert [each.samples for each in slices["hour"].values()] == [6, 6, 6, 6]  # quartiles
+    assert (
+        slices["camera"]["night"].intervals["accuracy"].low < 0.5 < slices["camera"]["night"].intervals["accuracy"].high
+    )
+    assert list(read_stored(run, "t").columns) == ["camera", "hour"]
+
+
+def test_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path, write_run, table: Path, photos: Path):
+    run = write_run(tmp_path / "run")
+    with pytest.raises(DataError, match="has no column 'lens' to slice by; it has camera, hour"):
+        evaluate_run(run, tests={"t": str(table)}, slices=["lens"])
+    with pytest.raises(DataError, match=r"it has none; only \.csv and \.jsonl sources do"):
+        evaluate_run(run, tests={"t": str(photos)}, slices=["lens"])
+
+
+def test_gallery_shows_the_mistakes_and_the_most_confused_pair(tmp_path: Path, write_run, table: Path):
+    run = write_run(tmp_path / "run")
+    evaluate_run(run, tests={"t": str(table)})
+    gallery = read_gallery(run / "evaluation" / "t.gallery.json")
+    assert sorted(picture.name for picture in gallery.worst) == ["00.png", "02.png", "04.png", "06.png"]
+    [pair] = gallery.pairs
+    assert (pair.label, pair.predicted, pair.count, pair.share) == ("blue", "green", 4, pytest.approx(4 / 12))
+    assert pair.examples[0].image.startswith("data:image/png;base64,")
+
+
+def test_runs_are_compared_from_what_was_stored(tmp_path: Path, write_run, table: Path):
+    run = write_run(tmp_path / "run")
+    worse = write_run(tmp_path / "worse", change=lambda state: state["classifier.4.bias"][0].sub_(9))
+    with pytest.raises(RunError, match="share no test set"):
+        compare_runs(run, worse)
+    for each in (run, worse):
+        evaluate_run(each, tests={"t": str(table)})
+    shown = CliRunner().invoke(app, ["compare", str(run), str(worse), "--json"], catch_exceptions=False).stdout
+    found = json.loads(shown)["t"]
+    assert found["mcnemar"]["only_run"] == 12
+    assert found["differences"]["accuracy"]["difference"] == pytest.approx(0.5)
+    assert "p = 0.000488" in CliRunner().invoke(app, ["compare", str(run), str(worse)], catch_exceptions=False).stdout
