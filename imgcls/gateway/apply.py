@@ -1,6 +1,6 @@
 """Brings a table into force at Envoy, in an order in which no request meets a route without its cluster.
 
-    endpoints ─► clusters, old and new ─► (warm) ─► routes ─► (in force) ─► clusters, new only
+    endpoints ─► clusters, old and new ─► (warm) ─► routes ─► (in force) ─► endpoints and clusters that are gone
 
 Each file is replaced by a rename, which Envoy watches. Where Envoy is down, the files wait for it.
 """
@@ -66,7 +66,7 @@ class EnvoyFiles:
         self._write_extensions()
         wanted = self._clusters(table, endpoints)
         old = _read_resources(self.paths.clusters)
-        self.write_endpoints(table, endpoints)
+        self._write_endpoints(table, endpoints, keep_last=True)
         self._write(self.paths.clusters, list((old | wanted).values()))
         is_live = self._admin.is_live()
         if is_live:
@@ -83,16 +83,24 @@ class EnvoyFiles:
                 timeout_s=ROUTES_TIMEOUT_S,
                 what=f"Envoy takes the routes of generation {table.generation}",
             )
+        self._write_endpoints(table, endpoints, keep_last=False)
         self._write(self.paths.clusters, list(wanted.values()))
         return Applied(table.generation, is_live)
 
-    def write_endpoints(self, table: Table, endpoints: Sequence[Endpoint]) -> None:
-        """Writes where each version is served; enough after a server has got new ports or a new token."""
+    def _write_endpoints(self, table: Table, endpoints: Sequence[Endpoint], *, keep_last: bool) -> None:
+        """Writes where each version is served.
+
+        Args:
+            table: the versions.
+            endpoints: the servers that are up.
+            keep_last: leave a version its last servers, as there may still be a route to it.
+        """
         for model in table.models:
             for row in model.versions:
                 name = cluster_name(model.name, row.version)
-                able = find_able(endpoints, model.name, row)
-                self._write(self.paths.endpoints(name), [load_assignment(name, able)])
+                path, able = self.paths.endpoints(name), find_able(endpoints, model.name, row)
+                if able or not keep_last or not path.is_file():
+                    self._write(path, [load_assignment(name, able)])
         self._write(self.paths.endpoints(GRPC), [load_assignment(GRPC, endpoints, grpc=True)])
 
     def _guard(self) -> Resource:
