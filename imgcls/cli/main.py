@@ -10,7 +10,7 @@ import sys
 import typer
 
 from imgcls import __version__
-from imgcls.cli import archive, doctor, evaluate, keys, lint, predict, provenance, rollout, serving, tune
+from imgcls.cli import apply, archive, doctor, evaluate, keys, lint, predict, provenance, rollout, serving, tune
 from imgcls.errors import ImgclsError, describe_missing
 from model.errors import ModelError
 
@@ -28,6 +28,7 @@ app.command()(serving.serve)
 app.command()(serving.status)
 app.command()(serving.scale)
 app.command()(serving.stop)
+app.command()(apply.apply)
 app.add_typer(rollout.app, name="rollout")
 app.command()(predict.predict)
 app.command()(doctor.doctor)

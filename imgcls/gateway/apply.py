@@ -84,8 +84,9 @@ class EnvoyFiles:
             for row in model.versions:
                 name = cluster_name(model.name, row.version)
                 having = [entry for entry in endpoints if row.servers is None or entry.server in row.servers]
-                self._write(self.paths.endpoints(name), [load_assignment(name, having)])
-        self._write(self.paths.endpoints(GRPC), [load_assignment(GRPC, endpoints, grpc=True)])
+                self._write(self.paths.endpoints(name), [load_assignment(name, having, draining=row.draining)])
+        draining = {server for model in table.models for server in model.get(model.default).draining}
+        self._write(self.paths.endpoints(GRPC), [load_assignment(GRPC, endpoints, grpc=True, draining=draining)])
 
     def _clusters(self, table: Table, endpoints: Sequence[Endpoint]) -> dict[str, Resource]:
         limits = self._settings.limits
