@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imgcls.gateway.settings import Scaling
-from imgcls.gateway.table import Autoscale
+from imgcls.gateway.table import Autoscale, Model, Version
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,14 @@ class Load:
     def slots(self, workers: int) -> int:
         """Returns how many requests are computed at a time with a number of workers."""
         return workers * self.servers * self.batch_size
+
+
+def may_shrink(model: Model, row: Version) -> bool:
+    """Whether a version's workers may become fewer.
+
+    Not while a rollout watches answers, nor while it is kept warm: every request may come back to it at any moment.
+    """
+    return row.weight > 0 and not model.is_recorded
 
 
 def decide(looks: Sequence[Look], load: Load, *, bounds: Autoscale, rules: Scaling, changed_s: float) -> int:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 
 from imgcls.errors import ImgclsError
-from imgcls.gateway.autoscale import Load, Look, decide
+from imgcls.gateway.autoscale import Load, Look, decide, may_shrink
 from imgcls.gateway.clusters import cluster_name
 from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.scaling import scale
@@ -60,7 +60,7 @@ class Scaler(threading.Thread):
             looks.popleft()
         load = self._load(model, row)
         workers = decide(looks, load, bounds=bounds, rules=rules, changed_s=self._changed_s.get(key, NEVER_S))
-        if workers == row.workers:
+        if workers == row.workers or (workers < row.workers and not may_shrink(model, row)):
             return
         log.info("%s: %d to %d workers, with %d requests in flight", key, row.workers, workers, looks[-1].in_flight)
         try:

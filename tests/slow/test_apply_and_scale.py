@@ -10,6 +10,8 @@ import pytest
 
 from imgcls.archive.build import build_archive
 from imgcls.archive.stage import ServingOptions
+from imgcls.gateway.table import exclusive
+from imgcls.rollout.state import RolloutFiles
 from tests.support.archives import build, make_run, spoil
 from tests.support.gateway import Live, live_gateway, write_image
 from tests.support.open_loop import Answer, open_loop
@@ -113,6 +115,19 @@ def test_version_that_does_not_load_changes_nothing(live: Live, folder: Path) ->
     assert refused.stderr.splitlines()[-1].startswith("error: nothing was changed: ")
     assert "a worker could not load the model" in refused.stderr
     assert weights(live) == before and loaded(live) == had
+
+
+def test_wish_waits_for_a_rollout_and_for_a_yes(live: Live, folder: Path) -> None:
+    file = wish(folder, "1.0: 100")
+    before = live.gateway.table()
+    with exclusive(RolloutFiles(live.folder.rollout).lock_file, busy=""):
+        refused = live.imgcls("apply", file, "--yes")
+        assert refused.returncode == 1 and "another process runs a rollout" in refused.stderr
+    unasked = live.imgcls("apply", file)
+    assert unasked.returncode == 2 and "add --yes" in unasked.stderr
+    shown = live.imgcls("apply", file, "--dry-run")
+    assert shown.returncode == 0 and "imgcls 1.0" in shown.stdout
+    assert live.gateway.table() == before
 
 
 def test_workers_come_and_go_under_load(live: Live, lost) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from imgcls.gateway.autoscale import Load, Look, decide
+from imgcls.gateway.autoscale import Load, Look, decide, may_shrink
 from imgcls.gateway.settings import Scaling
-from imgcls.gateway.table import Autoscale
+from imgcls.gateway.table import Autoscale, Model, Table, Version
+from imgcls.rollout import traffic
 
 RULES = Scaling(up_after_s=10, down_after_s=60)
 BOUNDS = Autoscale(min=1, max=4)
@@ -71,3 +72,17 @@ def test_servers_and_batches_count(servers: int, batch: int) -> None:
 def test_trace_that_is_too_short_decides_nothing() -> None:
     looks = [Look(0, 100), Look(3, 100)]
     assert decide(looks, Load(1, servers=1), bounds=BOUNDS, rules=RULES, changed_s=float("-inf")) == 1
+
+
+def test_no_worker_goes_while_requests_may_come_back_and_the_promoted_version_inherits() -> None:
+    rows = [
+        Version(version=name, archive="m.mar", tree_sha256=name, workers=2, weight=weight, autoscale=bounds)
+        for name, weight, bounds in (("1", 100, BOUNDS), ("2", 0, None))
+    ]
+    table = Table(models=(Model(name="m", default="1", versions=tuple(rows)),))
+    assert may_shrink(table.get("m"), table.get("m").get("1"))
+    canary = traffic.split(table, "m", stable="1", candidate="2", weight=10).get("m")
+    assert not may_shrink(canary, canary.get("1"))
+    promoted = traffic.give_all(table, "m", "2").get("m")
+    assert not may_shrink(promoted, promoted.get("1")) and may_shrink(promoted, promoted.get("2"))
+    assert promoted.get("2").autoscale == BOUNDS

@@ -12,12 +12,13 @@ from imgcls.desired.difference import (
     placements,
     with_additions,
     with_requests_moved,
+    with_workers_as_they_are,
     without_idle,
 )
 from imgcls.desired.file import Desired, read_desired, to_table, write_desired
 from imgcls.errors import UsageError
 from imgcls.gateway.store import Store, Stored
-from imgcls.gateway.table import Model, Table, Version
+from imgcls.gateway.table import Autoscale, Model, Table, Version
 from imgcls.serving.state import ServerTrust
 
 SERVERS = ("a", "b")
@@ -110,6 +111,21 @@ def test_export_is_a_wish_for_what_is_there(tmp_path: Path) -> None:
     trust = ServerTrust(policy="hash", file=None, signer=None)
     wish = {("m", v): Stored("m", v, f"m-{v}", v * 8, trust) for v in ("1", "2")}
     assert to_table(desired, wish).models == now.models
+
+
+@pytest.mark.parametrize(("now", "wanted"), [(3, 3), (9, 4), (1, 2)])
+def test_workers_that_follow_the_load_are_no_difference_within_their_bounds(now: int, wanted: int) -> None:
+    follows = row("1", weight=100, workers=2).model_copy(update={"autoscale": Autoscale(min=2, max=4)})
+    present = table(follows.model_copy(update={"workers": now}))
+    wish = with_workers_as_they_are(table(follows), present)
+    assert wish.get("m").get("1").workers == wanted
+    assert bool(find_changes(present, wish, held(present))) == (now != wanted)
+
+
+def test_export_keeps_the_bounds(tmp_path: Path) -> None:
+    follows = row("1", weight=100).model_copy(update={"autoscale": Autoscale(min=1, max=4)})
+    text = write_desired(table(follows), Store(tmp_path))
+    assert Desired.model_validate(yaml.safe_load(text)).models[0].versions[0].autoscale == follows.autoscale
 
 
 def test_same_wish_again_has_no_changes() -> None:
