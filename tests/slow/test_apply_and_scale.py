@@ -162,16 +162,16 @@ def test_killed_server_costs_nothing_and_comes_back_ready(live: Live, lost) -> N
 
 
 def test_workers_follow_the_load(folder: Path, tmp_path: Path) -> None:
-    """4 requests a second are what one worker takes here: 6 bring a second one, and 1 takes it away again."""
-    slow = {"handler/image_classifier.py": (RUN, f"            __import__('time').sleep(0.25)\n{RUN}")}
+    """One worker takes 6 requests a second here: 9 bring a second one, and 3 take it away again."""
+    slow = {"handler/image_classifier.py": (RUN, f"            __import__('time').sleep(0.15)\n{RUN}")}
     quick = build_archive(folder / "run", tmp_path, options=ServingOptions(workers=1, batch_size=1), version="1.0")
     mar = spoil(quick, tmp_path / "slow.mar", work=tmp_path / "work", edits=slow)
-    (tmp_path / "gateway.yaml").write_text("scaling: {up_after_s: 4, down_after_s: 8}\n")
+    (tmp_path / "gateway.yaml").write_text("scaling: {up_after_s: 4, down_after_s: 8, low: 0.8}\n")
     image = write_image(tmp_path / "image.png")
     with live_gateway(mar, tmp_path / "state", options=("--gateway-config", tmp_path / "gateway.yaml")) as live:
         done = live.imgcls("scale", "--auto", "--min", 1, "--max", 2)
         assert done.returncode == 0, done.stderr
-        for rate, workers in ((6, 2), (1, 1)):
+        for rate, workers in ((9, 2), (3, 1)):
             with open_loop(live.url, image, tmp_path, rate=rate) as load:
                 wait_for_workers(live, workers)
             assert [answer for answer in load.failed if answer.body != ENDED] == []
