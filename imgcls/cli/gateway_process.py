@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from imgcls.errors import UsageError
+
 if TYPE_CHECKING:
     from imgcls.gateway.folder import GatewayFolder, SupervisorState
     from imgcls.serving.server import ServeOptions
@@ -16,8 +18,16 @@ if TYPE_CHECKING:
 START_SPARE_S = 30.0  # beyond the servers' own timeout: checks of the archive, Envoy
 
 
-def serve_gateway(options: ServeOptions, *, settings_file: Path | None, port: int | None, is_foreground: bool) -> None:
+def serve_gateway(
+    options: ServeOptions,
+    *,
+    settings_file: Path | None,
+    port: int | None,
+    desired: Path | None,
+    is_foreground: bool,
+) -> None:
     """Starts the gateway with its servers."""
+    from imgcls.desired.file import read_first_table
     from imgcls.gateway.folder import GatewayFolder
     from imgcls.gateway.process import run_background, run_foreground
     from imgcls.gateway.settings import read_settings
@@ -27,6 +37,7 @@ def serve_gateway(options: ServeOptions, *, settings_file: Path | None, port: in
     settings = read_settings(settings_file)
     if port is not None:
         settings = settings.model_copy(update={"listen": settings.listen.model_copy(update={"port": port})})
+    wish = read_first_table(desired, settings) if desired is not None else None
     if not is_foreground:
         timeout_s = options.timeout_s * len(settings.servers) + START_SPARE_S
         # The same command, in the foreground of a process of its own.
@@ -35,7 +46,7 @@ def serve_gateway(options: ServeOptions, *, settings_file: Path | None, port: in
         return
     try:
         run_foreground(
-            SuperviseOptions(serve=options, settings=settings),
+            SuperviseOptions(serve=options, settings=settings, wish=wish),
             on_ready=lambda state: print(_describe(state, is_foreground=True), flush=True),
         )
     except StopRequestedError:
@@ -68,22 +79,40 @@ def tell_gateway(folder: GatewayFolder, *, as_json: bool) -> None:
 
 
 def scale_gateway(
-    folder: GatewayFolder, workers: int, *, name: str | None, version: str | None, timeout_s: float
+    folder: GatewayFolder,
+    workers: int | None,
+    *,
+    name: str | None,
+    version: str | None,
+    bounds: tuple[int, int],
+    timeout_s: float,
 ) -> None:
-    """Changes the number of workers on every server."""
+    """Changes the number of workers on every server; without a number, lets it follow the load between bounds."""
     from imgcls.gateway.gateway import Gateway
     from imgcls.gateway.scaling import scale
+    from imgcls.gateway.table import Autoscale
 
     gateway = Gateway.of(folder, folder.read_running())
+    autoscale = None
+    if workers is None:
+        fewest, most = bounds
+        if fewest > most:
+            raise UsageError(f"--min is {fewest} and --max {most}; expected --min to be at most --max")
+        autoscale = Autoscale(min=fewest, max=most)
+        model = gateway.table().choose(name)
+        workers = min(most, max(fewest, model.get(version or model.default).workers))
     row = scale(
         gateway,
         workers,
         name=name,
         version=version,
         timeout_s=timeout_s,
+        autoscale=autoscale,
         on_progress=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    print(f"{row.version}: {workers} workers READY on each of {len(gateway.members_of(row.servers))} servers")
+    follow = f", following the load between {autoscale.min} and {autoscale.max}" if autoscale else ""
+    servers = len(gateway.members_of(row.servers))
+    print(f"{row.version}: {workers} workers READY on each of {servers} servers{follow}")
 
 
 def _describe(state: SupervisorState, *, is_foreground: bool) -> str:

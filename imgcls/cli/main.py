@@ -11,6 +11,7 @@ import typer
 
 from imgcls import __version__
 from imgcls.cli import (
+    apply,
     archive,
     calibrate,
     compare,
@@ -53,6 +54,7 @@ app.command()(serving.serve)
 app.command()(serving.status)
 app.command()(serving.scale)
 app.command()(serving.stop)
+app.command()(apply.apply)
 app.add_typer(rollout.app, name="rollout")
 app.command()(predict.predict)
 app.command()(doctor.doctor)

@@ -66,6 +66,13 @@ def serve(
         int | None,
         typer.Option(min=0, max=65535, help="The one public port. 0: a free one. [default: the file's, 8000]"),
     ] = None,
+    desired: Annotated[
+        Path | None,
+        typer.Option(
+            help="Behind a gateway that has served nothing yet: what to serve, instead of ARCHIVE; see imgcls apply.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Starts TorchServe with an archive and waits until ready.
 
@@ -89,10 +96,12 @@ def serve(
         dies_with_parent=foreground,
     )
     if gateway:
-        serve_gateway(options, settings_file=gateway_config, port=gateway_port, is_foreground=foreground)
+        serve_gateway(
+            options, settings_file=gateway_config, port=gateway_port, desired=desired, is_foreground=foreground
+        )
         return
-    if gateway_config is not None or gateway_port is not None:
-        raise UsageError("--gateway-config and --gateway-port are of the gateway; add --gateway")
+    if (gateway_config, gateway_port, desired) != (None, None, None):
+        raise UsageError("--gateway-config, --gateway-port and --desired are of the gateway; add --gateway")
     try:
         with _worker_output_shown():
             serve_archive(
@@ -130,8 +139,13 @@ def status(
 
 
 def scale(
-    workers: Annotated[int, typer.Argument(min=1, help="How many worker processes.")],
+    workers: Annotated[int | None, typer.Argument(min=1, help="How many worker processes.", show_default=False)] = None,
     *,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Behind a gateway: let the number follow the load, until a number is set.")
+    ] = False,
+    fewest: Annotated[int, typer.Option("--min", min=1, help="With --auto: never fewer, on each server.")] = 1,
+    most: Annotated[int, typer.Option("--max", min=1, max=1000, help="With --auto: never more.")] = 4,
     name: Annotated[str | None, typer.Option(help="The model. [default: the one that was served]")] = None,
     version: Annotated[
         str | None, typer.Option(help="Behind a gateway: which version of it. [default: the default one]")
@@ -141,16 +155,22 @@ def scale(
 ) -> None:
     """Changes the number of workers and waits for them.
 
-    A worker that is taken away drops its batch in flight. The threads of each worker stay as they were at start.
+    A worker that is taken away drops its batch in flight; behind a gateway, such a request is asked again or is drained
+    before. The threads of each worker stay as they were at start.
     """
     from imgcls.serving.server import scale as scale_server
     from imgcls.serving.state import StateFolder
 
+    if auto == (workers is not None):
+        raise UsageError("expected a number of workers, or --auto, and not both")
     if (gateway := gateway_of(state)) is not None:
-        scale_gateway(gateway, workers, name=name, version=version, timeout_s=timeout_s)
+        bounds = (fewest, most)
+        scale_gateway(gateway, workers, name=name, version=version, bounds=bounds, timeout_s=timeout_s)
         return
-    if version is not None:
-        raise UsageError("--version is of a gateway, which serves several; start one with imgcls serve --gateway")
+    if version is not None or workers is None:
+        raise UsageError(
+            "--version and --auto are of a gateway, which serves several; start one with imgcls serve --gateway"
+        )
     with _worker_output_shown():
         model = scale_server(StateFolder(state), workers, name=name, timeout_s=timeout_s, on_progress=_tell)
     _tell("note: the threads of each worker stay as they were when the server started")

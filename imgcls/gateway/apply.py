@@ -100,8 +100,9 @@ class EnvoyFiles:
                 name = cluster_name(model.name, row.version)
                 path, able = self.paths.endpoints(name), find_able(endpoints, model.name, row)
                 if able or not keep_last or not path.is_file():
-                    self._write(path, [load_assignment(name, able)])
-        self._write(self.paths.endpoints(GRPC), [load_assignment(GRPC, endpoints, grpc=True)])
+                    self._write(path, [load_assignment(name, able, draining=row.draining)])
+        draining = {server for model in table.models for server in model.get(model.default).draining}
+        self._write(self.paths.endpoints(GRPC), [load_assignment(GRPC, endpoints, grpc=True, draining=draining)])
 
     def _guard(self) -> Resource:
         """Returns who may ask. A key file that somebody has broken must not keep weights from being changed."""

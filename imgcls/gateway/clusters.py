@@ -4,7 +4,7 @@ All versions of a server share its inference port. The server's token is metadat
 once Envoy has chosen the endpoint: clients never see it, and it may change with a restart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,12 +115,14 @@ def fixed_clusters(*, supervisor_socket: Path) -> list[Resource]:
     ]
 
 
-def load_assignment(name: str, endpoints: Sequence[Endpoint], *, grpc: bool = False) -> Resource:
-    """Returns the endpoints of a cluster."""
+def load_assignment(
+    name: str, endpoints: Sequence[Endpoint], *, grpc: bool = False, draining: Collection[str] = ()
+) -> Resource:
+    """Returns the endpoints of a cluster; those that drain get no new requests, as long as there are others."""
     return typed(
         "config.endpoint.v3.ClusterLoadAssignment",
         cluster_name=name,
-        endpoints=[{"lb_endpoints": [_lb_endpoint(endpoint, grpc=grpc) for endpoint in endpoints]}],
+        endpoints=[{"lb_endpoints": [_lb_endpoint(each, grpc=grpc, draining=draining) for each in endpoints]}],
     )
 
 
@@ -129,10 +131,11 @@ def watched(path: Path) -> Resource:
     return {"resource_api_version": "V3", "path_config_source": {"path": str(path)}}
 
 
-def _lb_endpoint(endpoint: Endpoint, *, grpc: bool) -> Resource:
+def _lb_endpoint(endpoint: Endpoint, *, grpc: bool, draining: Collection[str]) -> Resource:
     port = endpoint.grpc_port if grpc else endpoint.port
     return {
         "endpoint": {"address": {"socket_address": {"address": endpoint.host, "port_value": port}}},
+        "health_status": "DRAINING" if endpoint.server in draining else "HEALTHY",
         "metadata": {"filter_metadata": {"imgcls": {"authorization": f"Bearer {endpoint.token or 'none'}"}}},
     }
 

@@ -104,6 +104,19 @@ class Admin:
         active = self.stats(f"^cluster\\.{_escape(name)}\\.upstream_rq_(active|pending_active)$")
         return int(sum(active.values()))
 
+    def in_flight_at(self, cluster: str, port: int) -> int:
+        """Returns how many requests of a cluster one server, by its port, has not answered yet."""
+        dump = json.loads(self._request("GET", "/clusters?format=json"))
+        return sum(
+            int(stat.get("value", 0))
+            for entry in dump.get("cluster_statuses", [])
+            if entry["name"] == cluster
+            for host in entry.get("host_statuses", [])
+            if host["address"].get("socket_address", {}).get("port_value") == port
+            for stat in host.get("stats", [])
+            if stat["name"] == "rq_active"
+        )
+
     def reopen_logs(self) -> None:
         """Has it open its logs anew, after they have been moved away."""
         self._request("POST", "/reopen_logs")

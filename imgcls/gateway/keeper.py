@@ -92,8 +92,7 @@ class Keeper(threading.Thread):
 
     def _start(self) -> ServerState:
         self.member.mark_down()
-        model = self._gateway.table().models[0]
-        row = first_version(model, self.member.name)
+        model, row = first_version(self._gateway.table(), self.member.name)
         options = replace(
             self._options,
             archive=self._gateway.folder.store.path(row.archive),
@@ -106,7 +105,7 @@ class Keeper(threading.Thread):
         now_s = time.monotonic()
         self._golden = {(model.name, row.version): Golden("right", now_s)}  # start asks them
         self._asked_s = {(model.name, row.version): now_s}
-        self._reconcile(state)
+        self._reconcile(state, waits=True)
         self.member.mark_up(state)
         self.problem, self.failure = "", None
         log.info("%s: up at %s", self.member.name, state.inference_url)
@@ -136,7 +135,7 @@ class Keeper(threading.Thread):
                 continue
             self._ask_golden()
             if time.monotonic() - self._reconciled_s > RECONCILE_EVERY_S:
-                self._reconcile(state)
+                self._reconcile(state, waits=False)
 
     def _take_down(self) -> None:
         self.seen = ()
@@ -144,13 +143,17 @@ class Keeper(threading.Thread):
         self._on_change()
         server.stop(self.member.folder)
 
-    def _reconcile(self, state: ServerState) -> None:
-        """Gives the server what it lacks; a version that cannot be loaded is told, and does not end the others."""
+    def _reconcile(self, state: ServerState, *, waits: bool) -> None:
+        """Gives the server what it lacks; a version that cannot be loaded is told, and does not end the others.
+
+        While it is up, it is looked at even when somebody else loads for minutes.
+        """
         try:
             reconcile(
                 self.member,
-                self._gateway.table,
+                self._gateway,
                 timeout_s=self._options.timeout_s,
+                waits=waits,
                 on_progress=lambda text: log.info("%s", text),
             )
         except ImgclsError as err:

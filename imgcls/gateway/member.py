@@ -41,6 +41,17 @@ class Member:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    @contextmanager
+    def try_lock(self) -> Iterator[bool]:
+        """Takes its turn if nobody else has it; yields whether it has."""
+        with (self.folder.path / "models.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
     def mark_up(self, state: ServerState) -> None:
         """Lets the server take requests."""
         write_atomic(self._up_file, state.server_id)

@@ -4,11 +4,15 @@ The decision is a pure function of both; a restarted server gets everything back
 version was taken away by hand. What the table does not name is left alone: a rollout unloads what it retires.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from imgcls.gateway.drain import let_in
+from imgcls.gateway.errors import TableError
+from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.member import Member, Progress
+from imgcls.gateway.scaling import scale_member
 from imgcls.gateway.table import Model, Table, Version
 from imgcls.serving.management import ModelStatus
 
@@ -53,32 +57,37 @@ def find_actions(model: Model, *, server: str, has: Mapping[str, ModelStatus], d
 
 def reconcile(
     member: Member,
-    read_table: Callable[[], Table],
+    gateway: Gateway,
     *,
     timeout_s: float = LOAD_TIMEOUT_S,
+    waits: bool = True,
     on_progress: Progress = lambda text: None,
 ) -> list[Action]:
     """Brings one server to what the table says, and returns what was done.
 
     Args:
         member: the server.
-        read_table: called once nobody else changes the server's versions.
+        gateway: whose table it follows.
         timeout_s: for each version.
+        waits: for whoever changes the server's versions now; False: nothing is done then.
         on_progress: told what is done.
 
     Raises:
         ServingError: the server is down, or a version cannot be loaded; what was done before stays.
     """
-    done = []
-    with member.lock():
-        for model in read_table().models:
+    done: list[Action] = []
+    with member.lock() if waits else member.try_lock() as is_mine:
+        if is_mine is False:
+            return done
+        let_in(gateway, member)
+        for model in gateway.table().models:
             for action in actions_for(member, model):
                 on_progress(f"{member.name}: {action}")
                 row = model.find(action.version)
                 if action.kind == "set-default":
                     member.set_default(model)
                 elif row is not None:
-                    member.load(model.name, row, timeout_s=timeout_s, on_progress=on_progress)
+                    scale_member(gateway, member, model.name, row, timeout_s=timeout_s, on_progress=on_progress)
                 done.append(action)
     return done
 
@@ -93,7 +102,14 @@ def actions_for(member: Member, model: Model) -> list[Action]:
     return find_actions(model, server=member.name, has=has, default=default)
 
 
-def first_version(model: Model, server: str) -> Version:
-    """Returns the version that a server is started with: the default one, or the first that it shall have."""
-    rows = [row for row in model.versions if row.servers is None or server in row.servers] or list(model.versions)
-    return next((row for row in rows if row.version == model.default), rows[0])
+def first_version(table: Table, server: str) -> tuple[Model, Version]:
+    """Returns the version that a server is started with: the default one, or the first that it shall have.
+
+    Raises:
+        TableError: it shall have none.
+    """
+    for model in table.models:
+        rows = [row for row in model.versions if row.servers is None or server in row.servers]
+        if rows:
+            return model, next((row for row in rows if row.version == model.default), rows[0])
+    raise TableError(f"server {server} shall have no version; give it one with imgcls apply, or take it out of servers")

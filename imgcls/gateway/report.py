@@ -82,6 +82,9 @@ class GatewayReport:
         marks = ["default"] if row.version == model.default else []
         if model.shadow and model.shadow.version == row.version:
             marks.append(f"shadows {model.shadow.percent:g} %")
+        if row.autoscale is not None:
+            marks.append(f"{row.autoscale.min} to {row.autoscale.max} workers by load")
+        marks += [f"drains on {name}" for name in row.draining]
         mark = f" ({', '.join(marks)})" if marks else ""
         servers = len(self.members) if row.servers is None else len(row.servers)
         workers = f"{self._ready(model, row)} of {row.workers * servers} workers READY"

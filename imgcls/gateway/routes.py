@@ -37,7 +37,7 @@ def public_routes(table: Table, settings: Settings, *, guard: Resource) -> Resou
     """Returns the routes of the public listener, with who may ask as `access.guard` has it."""
     routes = [*_health_routes()]
     for model in table.models:
-        routes += _model_routes(model, settings)
+        routes += () if model.is_closed else _model_routes(model, settings)
     routes += _grpc_routes(settings)
     routes.append(_direct("not-found", {"prefix": "/"}, 404, "there is no such path here; see docs/operations.md"))
     return typed(

@@ -83,6 +83,25 @@ class Readiness(_Section):
     poll_s: Seconds = 1.0
 
 
+class Scaling(_Section):
+    """How workers follow the load, where `imgcls scale --auto` has a version do so.
+
+    All are of the requests in flight for each that the workers can compute at a time.
+    """
+
+    high: Annotated[float, Field(gt=0, le=100)] = 1.5  # more: workers come
+    target: Annotated[float, Field(gt=0, le=100)] = 0.8  # for how many that come
+    low: Annotated[float, Field(ge=0, le=1)] = 0.5  # a worker goes when the others would have less
+    up_after_s: Seconds = 10.0  # for so long, and so long after the last change
+    down_after_s: Seconds = 120.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low:g}; expected less than high, {self.high:g}")
+        return self
+
+
 class Server(_Section):
     """One TorchServe behind the gateway, run by the same supervisor."""
 
@@ -97,6 +116,7 @@ class Settings(_Section):
     access: Access = Access()
     limits: Limits = Limits()
     readiness: Readiness = Readiness()
+    scaling: Scaling = Scaling()
     servers: Annotated[tuple[Server, ...], Field(min_length=1)] = (Server(name="main"),)
     drain_timeout_s: Seconds = 30.0  # at SIGTERM: for what is in flight
     drain_notice_s: Annotated[float, Field(ge=0, le=600)] = 0.0  # not ready, but still answering: for load balancers

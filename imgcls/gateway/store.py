@@ -59,26 +59,30 @@ class Store:
             UsageError: the trust file cannot be used, or the archive's name cannot stand in a route.
             GatewayError: there is no room, or the copy cannot be written; nothing half-written is left.
         """
+        stored = self.check(mar, trust=trust, on_bytes=on_bytes)
+        target = self.path(stored.file)
+        if not self._holds(target, stored.tree_sha256):
+            self._copy(mar, target)
+            if not self._holds(target, stored.tree_sha256):
+                target.unlink(missing_ok=True)
+                raise GatewayError(f"{target}: the copy is not the archive; is the disk broken? try again")
+        return stored
+
+    def check(self, mar: Path, *, trust: Path | None, on_bytes: Callable[[int], None] = lambda count: None) -> Stored:
+        """Checks an archive from outside, and returns what it would be in the store; see `add`."""
         contents = read_contents(mar)
         for what, text in (("name", contents.name), ("version", contents.version)):
             if not text or set(text) - NAME_LETTERS or text in (".", ".."):
                 raise UsageError(f"{mar}: its {what} is {text!r}; expected letters, digits, `.`, `_` and `-` only")
         checked = check_before_start(mar, trust)
         tree = verify_archive(mar.resolve(), on_bytes=on_bytes).integrity.tree_sha256
-        stored = Stored(
+        return Stored(
             contents.name,
             contents.version,
             f"{contents.name}-{contents.version}-{tree[:SHORT_HASH]}.mar",
             tree,
             checked,
         )
-        target = self.path(stored.file)
-        if not self._holds(target, tree):
-            self._copy(mar, target)
-            if not self._holds(target, tree):
-                target.unlink(missing_ok=True)
-                raise GatewayError(f"{target}: the copy is not the archive; is the disk broken? try again")
-        return stored
 
     def _holds(self, target: Path, tree_sha256: str) -> bool:
         try:

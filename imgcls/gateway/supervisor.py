@@ -31,7 +31,9 @@ from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.health import Board, BoardServer, Judgement, judge
 from imgcls.gateway.keeper import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S, Keeper
 from imgcls.gateway.listeners import bootstrap
+from imgcls.gateway.scaler import Scaler
 from imgcls.gateway.settings import Settings
+from imgcls.gateway.store import Store
 from imgcls.gateway.table import Model, Table, Version, exclusive
 from imgcls.serving import processes, server
 from imgcls.serving.config import read_config
@@ -53,6 +55,7 @@ class SuperviseOptions:
 
     serve: ServeOptions
     settings: Settings
+    wish: Callable[[Store, Path | None], Table] | None = None  # what fills an empty table, instead of serve.archive
 
 
 class Supervisor:
@@ -101,6 +104,7 @@ class Supervisor:
             folder.write(state)
             with self._everything_ended(sockets):
                 self._start_all()
+                self._scaler.start()
                 folder.write(state.model_copy(update={"has_started": True}))
                 on_ready(state)
                 while True:
@@ -121,6 +125,13 @@ class Supervisor:
 
     def _fill_table(self, trust: Path | None) -> None:
         """Adds the archive's model to the table, unless it is there from before: then the table holds."""
+        if self._options.wish is not None:
+            if self._folder.table.read().models:
+                log.info("the table of before holds; imgcls apply brings it to the wish")
+                return
+            wanted = self._options.wish(self._folder.store, trust)
+            self._folder.table.change(lambda table: table.model_copy(update={"models": wanted.models}))
+            return
         stored = self._folder.store.add(self._options.serve.archive, trust=trust)
         known = self._folder.table.read().find(stored.name)
         if known is not None:
@@ -175,6 +186,7 @@ class Supervisor:
         ]
         for keeper in self._keepers:
             keeper.start()
+        self._scaler = Scaler(self._gateway, timeout_s=self._options.serve.timeout_s)
         while not (self._board.judgement.is_ready and all(keeper.has_been_up.is_set() for keeper in self._keepers)):
             for keeper in self._keepers:
                 if keeper.failure is not None and not keeper.has_been_up.is_set():
@@ -274,6 +286,8 @@ class Supervisor:
         try:
             yield
         finally:
+            if hasattr(self, "_scaler"):
+                self._scaler.stop()
             self._drain()
             self._end_envoy()
             for keeper in getattr(self, "_keepers", ()):

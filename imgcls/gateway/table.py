@@ -26,6 +26,19 @@ class _Row(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Autoscale(_Row):
+    """Between how many workers the supervisor may choose, on each server."""
+
+    min: Annotated[int, Field(ge=1)]
+    max: Annotated[int, Field(ge=1, le=1000)]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min is {self.min}; expected at most max, {self.max}")
+        return self
+
+
 class Version(_Row):
     """One version of a model that TorchServe shall have, whether or not it gets requests."""
 
@@ -36,6 +49,8 @@ class Version(_Row):
     min_ready: Annotated[int, Field(ge=1)] = 1  # fewer READY workers, on all servers together, and it is not ready
     weight: Percent = 0.0  # of the model's requests
     servers: tuple[str, ...] | None = None  # which have it; None: all
+    autoscale: Autoscale | None = None  # workers follow the load; None: they stay
+    draining: tuple[str, ...] = ()  # of these: get no new requests for a moment, as they lose a worker
 
 
 class Shadow(_Row):
@@ -53,6 +68,7 @@ class Model(_Row):
     versions: Annotated[tuple[Version, ...], Field(min_length=1)]
     shadow: Shadow | None = None
     is_recorded: bool = False  # answers go into the access log, for a rollout to compare
+    is_closed: bool = False  # no route leads here any more: it is taken away once what is in flight is answered
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -87,6 +103,16 @@ class Model(_Row):
         """Returns the model with a version added, or replaced; weights are not looked at until it is written."""
         others = tuple(other for other in self.versions if other.version != row.version)
         return self.model_copy(update={"versions": (*others, row)})
+
+    def with_draining(self, version: str, server: str, *, is_draining: bool) -> "Model":
+        """Returns the model with new requests kept away from one server's version, or let in again."""
+        row = self.find(version)
+        if row is None or (server in row.draining) == is_draining:
+            return self
+        others = tuple(name for name in row.draining if name != server)
+        changed = row.model_copy(update={"draining": (*others, server) if is_draining else others})
+        rows = tuple(changed if each.version == version else each for each in self.versions)
+        return self.model_copy(update={"versions": rows})
 
     def without(self, version: str) -> "Model":
         """Returns the model without a version."""

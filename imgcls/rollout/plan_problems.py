@@ -21,9 +21,9 @@ KINDS = {
 }
 
 
-def describe_problem(error: ValidationError, *, root: type[BaseModel]) -> str:
+def describe_problem(error: ValidationError, *, root: type[BaseModel], of: str = "of a plan") -> str:
     """Returns what is wrong on one line, such as `shadow.percent is 120; expected 0 to 100`."""
-    problems = [_describe(dict(item), root) for item in error.errors(include_url=False)]
+    problems = [_describe(dict(item), root, of) for item in error.errors(include_url=False)]
     more = [f"{len(problems) - SHOWN} more problems"] if len(problems) > SHOWN else []
     return ". ".join(problems[:SHOWN] + more)
 
@@ -51,12 +51,12 @@ def find_field(root: type[BaseModel], loc: Sequence[int | str]) -> FieldInfo | N
     return field
 
 
-def _describe(item: dict[str, Any], root: type[BaseModel]) -> str:
+def _describe(item: dict[str, Any], root: type[BaseModel], of: str) -> str:
     loc, kind, context = item["loc"], item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
-        return _describe_unknown(loc, _keys_at(root, loc[:-1]))
+        return _describe_unknown(loc, _keys_at(root, loc[:-1]), of)
     if kind == "rollout_key":
-        return _describe_unknown((*loc, context["key"]), context["known"])
+        return _describe_unknown((*loc, context["key"]), context["known"], of)
     if kind == "rollout":
         path = ".".join(part for part in (_path(loc), context["path"]) if part)
         return f"{path} is {_show(context['got'])}; {item['msg']}"
@@ -65,8 +65,8 @@ def _describe(item: dict[str, Any], root: type[BaseModel]) -> str:
     return f"{_path(loc)} is {_show(item['input'])}; expected {_expected(item, find_field(root, loc))}"
 
 
-def _describe_unknown(loc: Sequence[int | str], known: Sequence[str]) -> str:
-    return f"{_path(loc)} is no key of a plan; {suggest(str(loc[-1]), known)}"
+def _describe_unknown(loc: Sequence[int | str], known: Sequence[str], of: str) -> str:
+    return f"{_path(loc)} is no key {of}; {suggest(str(loc[-1]), known)}"
 
 
 def _keys_at(root: type[BaseModel], loc: Sequence[int | str]) -> list[str]:

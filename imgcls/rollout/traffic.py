@@ -30,8 +30,15 @@ def split(table: Table, model: str, *, stable: str, candidate: str, weight: floa
 
 
 def give_all(table: Table, model: str, version: str) -> Table:
-    """One version gets every request, and is the default; nothing is copied or recorded any more."""
-    now = table.get(model).with_weights({version: WHOLE})
+    """One version gets every request, and is the default; nothing is copied or recorded any more.
+
+    Where the workers of the version before followed the load, so do its own.
+    """
+    before = table.get(model)
+    row, last = before.get(version), before.get(before.default)
+    heir = row.model_copy(update={"autoscale": row.autoscale or last.autoscale})
+    rows = tuple(heir if each.version == version else each for each in before.versions)
+    now = before.model_copy(update={"versions": rows}).with_weights({version: WHOLE})
     return table.with_model(now.model_copy(update={"shadow": None, "is_recorded": False, "default": version}))
 
 
