@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imgcls.errors import ArchiveError, ServingError, UsageError
 from imgcls.gateway.clusters import cluster_name
-from imgcls.gateway.errors import EnvoyError
+from imgcls.gateway.errors import EnvoyError, NoGatewayError
 from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.table import Table
 from imgcls.rollout import traffic
@@ -68,8 +68,9 @@ class Engine:
         """Goes on from where a rollout stands until it is promoted or rolled back, and returns how it ended.
 
         Raises:
+            NoGatewayError: the gateway was stopped meanwhile.
             ServingError: the gateway cannot be brought to what the rollout wants; its state says where it stands.
-            OSError: the state cannot be written.
+            RolloutError: the state cannot be written.
         """
         self._state = state
         self._files.take_request()  # of before
@@ -87,9 +88,13 @@ class Engine:
     def roll_back(self, state: RolloutState, reason: str) -> RolloutState:
         """Gives every request to the stable version, and takes the new one away."""
         self._state = state
+        number = state.current()
+        if number is not None and state.steps[number].status == "running":  # the process that was at it has ended
+            self._state = state.with_step(number, status="failed", ended_s=time.time(), reason="aborted")
         return self._roll_back(reason)
 
     def _run_step(self, number: int) -> None:
+        self._require_gateway()
         step = self._state.steps[number]
         self._set(self._state.with_step(number, status="running", started_s=time.time(), reason=""))
         self._audit("step begins", step=step.name)
@@ -342,6 +347,7 @@ class Engine:
         """
         deadline_s = time.monotonic() + seconds
         while time.monotonic() < deadline_s:
+            self._require_gateway()
             match self._files.take_request():
                 case "abort":
                     raise _AbortError
@@ -360,6 +366,7 @@ class Engine:
     def _stay_paused(self) -> None:
         """Waits until an operator goes on; the shares of requests stay as they are."""
         while True:
+            self._require_gateway()
             match self._files.take_request():
                 case "abort":
                     raise _AbortError
@@ -370,6 +377,14 @@ class Engine:
                     self._audit("resumed")
                     return
             time.sleep(POLL_S)
+
+    def _require_gateway(self) -> None:
+        """Raises NoGatewayError where the gateway was stopped; one that was killed is waited for, as it comes back."""
+        if not self._gateway.folder.supervisor_file.exists():
+            raise NoGatewayError(
+                "the gateway was stopped, and the rollout is left as it is; serve again with imgcls serve --gateway, "
+                "then continue with imgcls rollout start, or go back with imgcls rollout abort"
+            )
 
     def _skip_to_promotion(self) -> None:
         current = self._state.current() or 0
