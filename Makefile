@@ -19,7 +19,7 @@ DEMO_STATE := .imgcls/demo
 TESTS ?=
 
 help: ## list the verbs
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make the locked environment in .venv, or mend it (the other verbs make it by themselves)
 	@rm -f $(VENV)/.ready
@@ -44,6 +44,9 @@ lock: $(VENV)/.ready ## resolve pyproject.toml anew into the locks
 
 demo: $(VENV)/.ready ## train, evaluate, pack, serve and ask: the whole road on handwritten digits
 	@BIN=$(BIN) RUN=$(DEMO_RUN) STATE=$(DEMO_STATE) ./recipes/demo.sh
+
+demo-rollout: $(VENV)/.ready ## roll a bad version, which is caught, and a good one, under load; in about two minutes
+	@BIN=$(BIN) ./recipes/rollout.sh
 
 serve: $(VENV)/.ready ## serve model_store/imgcls.mar until Ctrl-C (the demo's model is made where there is none)
 	@test -f model_store/imgcls.mar || BIN=$(BIN) RUN=$(DEMO_RUN) STATE=$(DEMO_STATE) ./recipes/demo.sh --build-only
@@ -81,4 +84,4 @@ bench: $(VENV)/.ready ## measure serving, beside other servers, and archives, as
 clean: ## remove what was built and trained, not the environment
 	rm -rf runs model_store/*.mar .imgcls .mypy_cache .ruff_cache .pytest_cache .import_linter_cache logs
 
-.PHONY: help setup lock demo serve cifar10 test test-slow lint format bench clean
+.PHONY: help setup lock demo demo-rollout serve cifar10 test test-slow lint format bench clean

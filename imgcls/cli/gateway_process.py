@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from imgcls.cli.state import STATE
 from imgcls.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,12 +44,12 @@ def serve_gateway(
         timeout_s = options.timeout_s * len(settings.servers) + START_SPARE_S
         # The same command, in the foreground of a process of its own.
         state = run_background(GatewayFolder(options.state), [*sys.argv[1:], "--foreground"], timeout_s=timeout_s)
-        print(_describe(state, is_foreground=False), flush=True)
+        print(_describe(state, options.state, is_foreground=False), flush=True)
         return
     try:
         run_foreground(
             SuperviseOptions(serve=options, settings=settings, wish=wish),
-            on_ready=lambda state: print(_describe(state, is_foreground=True), flush=True),
+            on_ready=lambda state: print(_describe(state, options.state, is_foreground=True), flush=True),
         )
     except StopRequestedError:
         print("stopped", file=sys.stderr, flush=True)
@@ -115,13 +117,15 @@ def scale_gateway(
     print(f"{row.version}: {workers} workers READY on each of {servers} servers{follow}")
 
 
-def _describe(state: SupervisorState, *, is_foreground: bool) -> str:
+def _describe(state: SupervisorState, folder: Path, *, is_foreground: bool) -> str:
+    flag = "" if folder.absolute() == STATE.absolute() else f" --state {shlex.quote(str(folder.absolute()))}"
     return "\n".join(
         (
             f"ready at {state.url}",
             f"ask      curl -T FILE {state.url}/predictions/NAME",
             f"health   curl {state.url}/healthz/ready",
-            "roll     imgcls rollout start ARCHIVE",
-            "stop     Ctrl-C" if is_foreground else "stop     imgcls stop",
+            f"status   imgcls status{flag}",
+            f"roll     imgcls rollout start ARCHIVE{flag}",
+            f"stop     {'Ctrl-C' if is_foreground else f'imgcls stop{flag}'}",
         )
     )

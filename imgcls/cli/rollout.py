@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +14,12 @@ import typer
 
 from imgcls.cli.rollout_view import shown
 from imgcls.cli.state import STATE, StateOption
+from imgcls.errors import UsageError
 
 if TYPE_CHECKING:
+    from imgcls.rollout.progress import OnChange
     from imgcls.rollout.rollouts import Rollouts
-    from imgcls.rollout.state import RolloutState
+    from imgcls.rollout.state import RolloutFiles, RolloutState
 
 app = typer.Typer(help="Brings a new version to all requests step by step, and back.", no_args_is_help=True)
 
@@ -50,9 +55,11 @@ def start(
     """
     from imgcls.rollout.plan import Plan, read_plan
 
+    if archive is None and plan_file is not None:
+        raise UsageError("--plan is of a new rollout, and no archive is named; one that is continued keeps its plan")
     chosen = Plan() if plan_file is None else read_plan(plan_file)
     rollouts = _open(state)
-    with shown(rollouts.gateway) as on_change:
+    with _shown(rollouts) as on_change:
         ended = rollouts.start(archive, chosen, on_change=on_change)
     _end(ended, as_json=as_json)
 
@@ -63,12 +70,14 @@ def status(*, as_json: JsonOption = False, state: StateOption = STATE) -> None:
 
     Exits 1 when one is unfinished and no process runs it.
     """
-    rollouts = _open(state)
-    last = rollouts.files.read()
+    from imgcls.rollout.rollouts import is_run as is_run_now
+
+    files = _files(state)
+    last = files.read()
     if last is None:
         print("null" if as_json else "no rollout yet; begin one with imgcls rollout start ARCHIVE")
         return
-    is_run = rollouts.is_run()
+    is_run = is_run_now(files)
     print(_as_json(last, is_run=is_run) if as_json else _as_text(last, is_run=is_run))
     if not last.is_finished and not is_run:
         raise typer.Exit(1)
@@ -96,7 +105,7 @@ def promote(
 def abort(*, as_json: JsonOption = False, state: StateOption = STATE) -> None:
     """Gives every request back to the stable version, and takes the new one away."""
     rollouts = _open(state)
-    with shown(rollouts.gateway) as on_change:
+    with _shown(rollouts) as on_change:
         ended = rollouts.abort(on_change=on_change)
     _end(ended, as_json=as_json, wanted="rolled-back")
 
@@ -111,7 +120,7 @@ def undo(
 ) -> None:
     """Goes back to an earlier version at once, without trials on requests."""
     rollouts = _open(state)
-    with shown(rollouts.gateway) as on_change:
+    with _shown(rollouts) as on_change:
         ended = rollouts.undo(version, model=name, on_change=on_change)
     _end(ended, as_json=as_json, wanted="promoted" if ended.is_undo else "rolled-back")
 
@@ -119,7 +128,7 @@ def undo(
 @app.command()
 def history(*, as_json: JsonOption = False, state: StateOption = STATE) -> None:
     """Lists the versions that got all requests, oldest first."""
-    entries = _open(state).history()
+    entries = _files(state).history()
     if as_json:
         print(json.dumps(entries, indent=2))
         return
@@ -138,7 +147,7 @@ def history(*, as_json: JsonOption = False, state: StateOption = STATE) -> None:
 @app.command()
 def audit(*, state: StateOption = STATE) -> None:
     """Prints the audit log: who did what, when, and on which numbers; one JSON object a line."""
-    files = _open(state).files
+    files = _files(state)
     for entry in files.read_lines(files.audit_file):
         print(json.dumps(entry))
 
@@ -157,11 +166,52 @@ def label(
     print(f"{len(labels)} labels taken")
 
 
+@app.command()
+def prune(
+    *,
+    keep: Annotated[int, typer.Option(min=0, help="Newest entries of the history that can still be undone.")] = 5,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    state: StateOption = STATE,
+) -> None:
+    """Removes archives from the gateway's store that nothing will ask for again."""
+    from imgcls.rollout.prune import remove
+
+    paths, removed = _open(state).prune(keep=keep, remove=(lambda _: 0) if dry_run else remove)
+    for path in paths:
+        print(f"{'would remove' if dry_run else 'removed'} {path}")
+    print(f"{len(paths)} archives{'' if dry_run else f', {removed / 1e6:,.1f} MB freed'}")
+
+
+def _files(state: Path) -> RolloutFiles:
+    """Returns what can be read without a gateway that runs."""
+    from imgcls.gateway.folder import GatewayFolder
+    from imgcls.rollout.rollouts import read_files
+
+    return read_files(GatewayFolder(state))
+
+
 def _open(state: Path) -> Rollouts:
     from imgcls.gateway.folder import GatewayFolder
     from imgcls.rollout.rollouts import Rollouts
 
     return Rollouts(GatewayFolder(state))
+
+
+@contextmanager
+def _shown(rollouts: Rollouts) -> Iterator[OnChange]:
+    """Shows a rollout while it runs, and says on Ctrl-C or SIGTERM where it was left."""
+    try:
+        with shown(rollouts.gateway) as on_change:
+            yield on_change
+    except (KeyboardInterrupt, SystemExit):
+        last = rollouts.files.read()
+        if last is not None and not last.is_finished:
+            print(
+                f"left as it is, {last.status}; continue with imgcls rollout start, or go back with imgcls rollout "
+                "abort",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _end(state: RolloutState, *, as_json: bool, wanted: str = "promoted") -> None:
@@ -179,7 +229,9 @@ def _as_text(state: RolloutState, *, is_run: bool) -> str:
     candidate = state.candidate.version if state.candidate else "?"
     reason = f": {state.reason}" if state.reason else ""
     lines = [f"{state.model} {state.stable.version} to {candidate}: {state.status}{reason}"]
-    lines += [f"  {step.status:8} {step.name}{f'  {step.reason}' if step.reason else ''}" for step in state.steps]
+    for step in state.steps:
+        is_said = step.reason in ("", state.reason)
+        lines.append(f"  {step.status:8} {step.name}{'' if is_said else f'  {step.reason}'}")
     if not state.is_finished and not is_run:
         lines.append("no process runs it: continue with imgcls rollout start, or go back with imgcls rollout abort")
     return "\n".join(lines)

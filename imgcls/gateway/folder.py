@@ -9,7 +9,7 @@
     store/                the archives that table and history name
     envoy/                what Envoy watches, and its logs
     rollout/              state, history and audit log of rollouts
-    supervisor.log
+    supervisor.log        and supervisor.log.1, of the one before
 """
 
 import os

@@ -221,11 +221,11 @@ class Keeper(threading.Thread):
         before = self._golden.get((name, row.version))
         try:
             self.member.check_golden(name, row)
-        except NotReadyError as err:
+        except (ImgclsError, OSError) as err:
             log.warning("%s: %s", self.member.name, err)
-            outcome: Literal["wrong", "unanswered"] = (
-                "wrong" if not isinstance(err.__cause__, ClientError) else "unanswered"
-            )
+            # An archive that is gone from the store says nothing about the workers that were loaded from it.
+            is_wrong = isinstance(err, NotReadyError) and not isinstance(err.__cause__, ClientError)
+            outcome: Literal["wrong", "unanswered"] = "wrong" if is_wrong else "unanswered"
             return Golden(outcome, before.at_s if before else now_s, str(err))
         return Golden("right", now_s)
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 
 import psutil
 
+from imgcls.gateway.errors import BusyError
 from imgcls.gateway.folder import GatewayFolder, SupervisorState, find_supervisor
 from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.supervisor import SuperviseOptions, Supervisor
@@ -42,10 +43,14 @@ def run_background(folder: GatewayFolder, arguments: Sequence[str], *, timeout_s
         timeout_s: until it must be ready.
 
     Raises:
+        BusyError: one runs here already; its log stays as it is.
         NotReadyError: it has ended, with its own words, or is not ready in time; nothing is left running.
     """
     folder.server("", is_first=True).claim()
     folder.path.mkdir(exist_ok=True)
+    refuse_second(folder)
+    if folder.supervisor_log.exists():  # it says why the last one ended
+        folder.supervisor_log.replace(folder.supervisor_log.with_name(f"{folder.supervisor_log.name}.1"))
     with folder.supervisor_log.open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "imgcls.cli.main", *arguments],
@@ -62,6 +67,13 @@ def run_background(folder: GatewayFolder, arguments: Sequence[str], *, timeout_s
             process.send_signal(signal.SIGTERM)
             process.wait()
         raise
+
+
+def refuse_second(folder: GatewayFolder) -> None:
+    """Raises BusyError where a supervisor runs with this folder; two that begin at once are told apart by its lock."""
+    state = folder.read()
+    if state is not None and find_supervisor(state) is not None:
+        raise BusyError(f"{folder.state}: a gateway runs here already, at {state.url}; see imgcls status")
 
 
 def stop(folder: GatewayFolder) -> bool:

@@ -3,6 +3,7 @@
 Every key has a default that holds; the file may be missing. Unknown keys are errors.
 """
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -165,9 +166,17 @@ def describe_invalid(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return f"{where}: unknown key; see docs/operations.md for those that there are"
+        return f"{where}: unknown key{_nearest(str(first['loc'][-1]))}; docs/operations.md lists those that there are"
+    if first["type"] == "model_type":
+        return f"{where or 'it'} is {first['input']!r}; expected keys with values, such as listen: {{port: 8000}}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where} is {first['input']!r}; {message}" if where else message
+
+
+def _nearest(key: str) -> str:
+    known = [name for section in _Section.__subclasses__() for name in section.model_fields]
+    nearest = difflib.get_close_matches(key.replace("-", "_").lower(), known, n=1)
+    return f" (meant {nearest[0]}?)" if nearest else ""
 
 
 def _resolve(settings: Settings, *, folder: Path) -> Settings:

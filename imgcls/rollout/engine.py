@@ -25,8 +25,9 @@ def run_rollout(run: Progress) -> RolloutState:
     """Goes on from where a rollout stands until it is promoted or rolled back; the caller holds the rollout's lock.
 
     Raises:
+        NoGatewayError: the gateway was stopped meanwhile.
         ServingError: the gateway cannot be brought to what the rollout wants; its state says where it stands.
-        OSError: the state cannot be written.
+        RolloutError: the state cannot be written.
     """
     run.files.take_request()  # of before
     if run.state.status == "rolling-back":
@@ -48,7 +49,9 @@ def roll_back(run: Progress, reason: str) -> RolloutState:
         ServingError: a server stays down; the requests are back, and `abort` tries the rest again.
     """
     began_s = time.monotonic()
-    stable = run.state.stable.version
+    stable, number = run.state.stable.version, run.state.current()
+    if number is not None and run.state.steps[number].status == "running":  # the process that was at it has ended
+        run.state = run.state.with_step(number, status="failed", ended_s=time.time(), reason="aborted")
     run.update(status="rolling-back", reason=reason)
     if run.model().get(stable).servers != ():  # none has it any more: then the new one goes on until one has it again
         run.change(lambda table: traffic.give_all(table, run.state.model, stable))
@@ -61,6 +64,7 @@ def roll_back(run: Progress, reason: str) -> RolloutState:
 
 
 def _run_step(run: Progress, number: int) -> None:
+    run.require_gateway()
     step = run.state.steps[number]
     run.set(run.state.with_step(number, status="running", started_s=time.time(), reason=""))
     run.audit("step begins", step=step.name)

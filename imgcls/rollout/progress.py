@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from imgcls.gateway.errors import NoGatewayError
 from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.table import Model, Table, Version
 from imgcls.rollout.errors import HookError, RolloutError
@@ -131,6 +132,7 @@ class Progress:
         """
         deadline_s = time.monotonic() + seconds
         while time.monotonic() < deadline_s:
+            self.require_gateway()
             match self.files.take_request():
                 case "abort":
                     raise AbortRequestedError
@@ -157,6 +159,7 @@ class Progress:
     def stay_paused(self) -> None:
         """Goes on with a pause, as after a restart; see `pause`."""
         while True:
+            self.require_gateway()
             match self.files.take_request():
                 case "abort":
                     raise AbortRequestedError
@@ -167,6 +170,14 @@ class Progress:
                     self.audit("resumed")
                     return
             time.sleep(POLL_S)
+
+    def require_gateway(self) -> None:
+        """Raises NoGatewayError where the gateway was stopped; one that was killed is waited for, as it comes back."""
+        if not self.gateway.folder.supervisor_file.exists():
+            raise NoGatewayError(
+                "the gateway was stopped, and the rollout is left as it is; serve again with imgcls serve --gateway, "
+                "then continue with imgcls rollout start, or go back with imgcls rollout abort"
+            )
 
     def _skip_to_promotion(self) -> None:
         current = self.state.current() or 0

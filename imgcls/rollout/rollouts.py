@@ -4,12 +4,12 @@ import getpass
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from imgcls.archive.contents import read_contents
-from imgcls.gateway.errors import BusyError
+from imgcls.gateway.errors import BusyError, NoGatewayError
 from imgcls.gateway.folder import GatewayFolder
 from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.table import WHOLE, Model, exclusive
@@ -17,6 +17,7 @@ from imgcls.rollout.engine import roll_back, run_rollout
 from imgcls.rollout.errors import NoRolloutError, RolloutError
 from imgcls.rollout.plan import Plan, Shadow
 from imgcls.rollout.progress import OnChange, Progress
+from imgcls.rollout.prune import find_unneeded
 from imgcls.rollout.state import Release, RolloutFiles, RolloutState, StepState
 
 ABORT_TIMEOUT_S = 300.0
@@ -74,7 +75,7 @@ class Rollouts:
             return self.abort(on_change=on_change)
         with self._lock():
             row = self.gateway.table().choose(model)
-            release = find_release(self.history(), version, model=row.name, now=row.default)
+            release = find_release(self.files.history(), version, model=row.name, now=row.default)
             source = self.gateway.folder.store.path(release.archive)
             if not source.is_file():
                 raise RolloutError(f"{source}: the archive of {release.version} is gone; roll it from a copy")
@@ -121,17 +122,29 @@ class Rollouts:
             time.sleep(0.1)
         raise RolloutError(f"the rollout was asked to abort and has not within {ABORT_TIMEOUT_S:g} s; see its log")
 
-    def history(self) -> list[dict[str, object]]:
-        """Returns the versions that got all requests, oldest first."""
-        return self.files.read_lines(self.files.history_file)
+    def prune(self, *, keep: int, remove: Callable[[Sequence[Path]], int]) -> tuple[list[Path], int]:
+        """Finds archives of the store that nothing will ask for again, and removes them while no rollout begins.
+
+        Args:
+            keep: see `find_unneeded`.
+            remove: does it, and returns how many bytes that freed.
+
+        Raises:
+            BusyError: another process runs a rollout.
+        """
+        with self._lock():
+            paths = find_unneeded(
+                sorted(self.gateway.folder.store.folder.glob("*.mar")),
+                table=self.gateway.table(),
+                history=self.files.history(),
+                last=self.files.read(),
+                keep=keep,
+            )
+            return paths, remove(paths)
 
     def is_run(self) -> bool:
         """Whether a process runs a rollout now."""
-        try:
-            with self._lock():
-                return False
-        except BusyError:
-            return True
+        return is_run(self.files)
 
     def _servers(self) -> tuple[str, ...]:
         return tuple(member.name for member in self.gateway.members)
@@ -154,6 +167,26 @@ class Rollouts:
 
     def _lock(self) -> AbstractContextManager[None]:
         return exclusive(self.files.lock_file, busy=BUSY)
+
+
+def is_run(files: RolloutFiles) -> bool:
+    """Whether a process runs a rollout now."""
+    try:
+        with exclusive(files.lock_file, busy=BUSY):
+            return False
+    except BusyError:
+        return True
+
+
+def read_files(folder: GatewayFolder) -> RolloutFiles:
+    """Returns the files of a gateway's rollouts, whether or not it runs.
+
+    Raises:
+        NoGatewayError: there was none with this state folder.
+    """
+    if not folder.rollout.is_dir():
+        raise NoGatewayError(f"no gateway was served with the state folder {folder.state}; name another with --state")
+    return RolloutFiles(folder.rollout)
 
 
 def new_rollout(

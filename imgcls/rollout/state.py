@@ -13,7 +13,8 @@ rollout/
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,8 +126,13 @@ class RolloutFiles:
             ) from err
 
     def write(self, state: RolloutState) -> None:
-        """Writes state.json."""
-        write_atomic(self.state_file, state.model_dump_json(indent=1) + "\n")
+        """Writes state.json.
+
+        Raises:
+            RolloutError: it cannot be written; the old one stays.
+        """
+        with _written(self.state_file):
+            write_atomic(self.state_file, state.model_dump_json(indent=1) + "\n")
 
     def take_request(self) -> str | None:
         """Returns what an operator asked for since, once."""
@@ -138,15 +144,28 @@ class RolloutFiles:
             return None
 
     def put_request(self, request: str) -> None:
-        """Asks the process that runs the rollout for something."""
-        write_atomic(self.request_file, json.dumps({"request": request}))
+        """Asks the process that runs the rollout for something.
+
+        Raises:
+            RolloutError: it cannot be written.
+        """
+        with _written(self.request_file):
+            write_atomic(self.request_file, json.dumps({"request": request}))
 
     def append(self, path: Path, entry: Mapping[str, Any]) -> None:
-        """Adds a line to history.jsonl or audit.jsonl and brings it to the disk."""
-        with path.open("ab") as file:
+        """Adds a line to history.jsonl or audit.jsonl and brings it to the disk.
+
+        Raises:
+            RolloutError: it cannot be written.
+        """
+        with _written(path), path.open("ab") as file:
             file.write((json.dumps(entry) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
+
+    def history(self) -> list[dict[str, Any]]:
+        """Returns the versions that got all requests, oldest first."""
+        return self.read_lines(self.history_file)
 
     def read_lines(self, path: Path) -> list[dict[str, Any]]:
         """Returns the lines of a file; one that a crash has cut short is left out."""
@@ -163,3 +182,14 @@ class RolloutFiles:
             if isinstance(entry, dict):
                 entries.append(entry)
         return entries
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise RolloutError(
+            f"{path}: cannot be written ({err.strerror or err}); make room or mend its folder, then continue with "
+            "imgcls rollout start, or go back with imgcls rollout abort"
+        ) from err

@@ -62,8 +62,11 @@ CONSOLE_ERROR = re.compile(
     r"error|exception|fail|invalid|unrecognized|could not|cannot|unable|too (small|large)|terminating|killed",
     re.IGNORECASE,
 )
-# Java's last words say only that there was an error; the line above them says which.
-CONSOLE_CHATTER = re.compile(r"^\s+at |Could not create the Java Virtual Machine|A fatal exception has occurred")
+# Java's last words say only that there was an error; the line above them says which. TorchServe looks for nvidia-smi at
+# each start, and says so on every machine without a GPU.
+CONSOLE_CHATTER = re.compile(
+    r"^\s+at |Could not create the Java Virtual Machine|A fatal exception has occurred|^nvidia-smi not available"
+)
 LAST_LINES = 30
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.support.open_loop import Answer, open_loop
 
 from imgcls.archive.build import build_archive
 from imgcls.archive.stage import ServingOptions
@@ -14,7 +15,6 @@ from imgcls.gateway.table import exclusive
 from imgcls.rollout.state import RolloutFiles
 from tests.support.archives import build, make_run, spoil
 from tests.support.gateway import Live, live_gateway, write_image
-from tests.support.open_loop import Answer, open_loop
 
 RATE = 50
 CUT_OFF = "Unexpected job in sendError()"  # what TorchServe logs of a worker that it ends while it computes

@@ -121,3 +121,11 @@ def test_log_configuration_is_well_formed() -> None:
     root = ElementTree.fromstring(logs.log4j_config())
     appenders = {element.get("name") for element in root.iter("RollingFile")}
     assert {element.get("ref") for element in root.iter("AppenderRef")} == appenders
+
+
+def test_a_killed_server_is_not_blamed_on_the_missing_gpu(folder: StateFolder) -> None:
+    missing = 'nvidia-smi not available or failed: Cannot run program "nvidia-smi": error=2, No such file or directory'
+    folder.console_log.write_text(f"{missing}\nModel server started.\n")
+    assert logs.reason_of_end(folder.console_log) == "it ended without a word (stopped or killed?)"
+    folder.console_log.write_text(f"{missing}\nTerminating due to java.lang.OutOfMemoryError: Java heap space\n")
+    assert "OutOfMemoryError" in logs.reason_of_end(folder.console_log)

@@ -1,0 +1,67 @@
+"""What an operator reads when gateway.yaml, or a second start, is wrong."""
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+from imgcls.errors import UsageError
+from imgcls.gateway.errors import BusyError
+from imgcls.gateway.folder import GatewayFolder, SupervisorState
+from imgcls.gateway.process import run_background
+from imgcls.gateway.settings import Settings, read_settings
+
+WRONG = {
+    "listn: {port: 1}": r"listn: unknown key \(meant listen\?\)",
+    "limits: {max_in_fligth: 3}": r"limits\.max_in_fligth: unknown key \(meant max_in_flight\?\)",
+    "zzz: 1": r"zzz: unknown key; docs/operations\.md lists",
+    "listen: {port: x}": r"listen\.port is 'x'; .*integer",
+    "[a]": r"it is \['a'\]; expected keys with values",
+    "listen: 8000": r"listen is 8000; expected keys with values",
+    "listen: {host: 0.0.0.0}": r"listen\.host is 0\.0\.0\.0, open to a network",
+}
+
+
+@pytest.mark.parametrize(("text", "words"), WRONG.items())
+def test_a_wrong_gateway_yaml_is_told_by_file_key_and_what_was_meant(text: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "gateway.yaml"
+    file.write_text(text)
+    with pytest.raises(UsageError, match=words) as caught:
+        read_settings(file)
+    assert str(caught.value).startswith(f"{file}: ") and "\n" not in str(caught.value)
+
+
+def running(folder: GatewayFolder, *, created_s: float) -> SupervisorState:
+    return SupervisorState(
+        gateway_id="x",
+        pid=os.getpid(),
+        created_s=created_s,
+        url="http://127.0.0.1:1",
+        sockets=folder.path / "run",
+        settings=Settings(),
+        trust=None,
+    )
+
+
+def test_a_second_start_is_refused_and_leaves_the_log_of_the_first(tmp_path: Path) -> None:
+    folder = GatewayFolder(tmp_path / "state")
+    folder.server("", is_first=True).claim()
+    folder.prepare()
+    folder.supervisor_log.write_text("of the one that runs\n")
+    folder.write(running(folder, created_s=psutil.Process().create_time()))
+    with pytest.raises(BusyError, match=r"a gateway runs here already, at http://127\.0\.0\.1:1"):
+        run_background(folder, ["version"], timeout_s=30)
+    assert folder.supervisor_log.read_text() == "of the one that runs\n"
+
+
+def test_the_log_of_a_gateway_that_ended_is_kept_beside_the_new_one(tmp_path: Path) -> None:
+    folder = GatewayFolder(tmp_path / "state")
+    folder.server("", is_first=True).claim()
+    folder.prepare()
+    folder.supervisor_log.write_text("why it ended\n")
+    folder.write(running(folder, created_s=0.0))  # another process has got its pid
+    with pytest.raises(Exception, match=r"see .*supervisor\.log"):
+        run_background(folder, ["no-such-command"], timeout_s=30)
+    assert folder.supervisor_log.with_name("supervisor.log.1").read_text() == "why it ended\n"
+    assert "no-such-command" in folder.supervisor_log.read_text()
