@@ -123,6 +123,7 @@ def measure(
     command: list[str | Path] = [sys.executable, "-m", "imgcls.cli.main", "evaluate", run, "--test", f"test={table}"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     accuracy = json.loads((run / "metrics.json").read_text())["test_sets"]["test"]["accuracy"]
+    print(f"test accuracy {accuracy:.4f} after {seconds:.0f} s: {' '.join(map(str, flags))}", file=sys.stderr)
     if not (named := read_dropped(run / "rejections.csv")) or flipped is None:
         return Result(accuracy, None, None, seconds)
     trained = flipped & read_trained(table, seed=seed)

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -108,13 +110,17 @@ def join_world(device: torch.device) -> Iterator[World]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    store, rank, size = next(rendezvous("env://"))
+    # Processes that are started anew meet in the same store, where the addresses of those before still stand.
+    fresh = PrefixStore(f"attempt-{count_restarts()}", store)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=size)
     try:
-        yield World(dist.get_rank(), size, device)
+        yield World(rank, size, device)
     finally:
         dist.destroy_process_group()
 
 
-def is_restarted() -> bool:
-    """Whether torchrun has started these processes anew, after one of them had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+def count_restarts() -> int:
+    """Returns how often torchrun has started these processes anew, after one of them had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

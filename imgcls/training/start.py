@@ -19,7 +19,7 @@ from imgcls.data.images import ImageSet
 from imgcls.errors import RunError, UsageError
 from imgcls.training.checkpoint import list_checkpoints
 from imgcls.training.config import TrainConfig
-from imgcls.training.distributed import is_restarted
+from imgcls.training.distributed import count_restarts
 from model.errors import ImageError, describe_validation_error
 from model.images import decode_image
 from model.network import build_network
@@ -66,7 +66,7 @@ def set_threads(config: TrainConfig) -> TrainConfig:
 
 def with_restart(config: TrainConfig) -> TrainConfig:
     """Lets a run whose processes torchrun had to start anew go on from its last checkpoint, where it wrote one."""
-    if is_restarted() and list_checkpoints(config.out):
+    if count_restarts() and list_checkpoints(config.out):
         return config.model_copy(update={"resume": True})
     return config
 
