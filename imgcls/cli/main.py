@@ -26,6 +26,7 @@ from imgcls.cli import (
     robustness,
     serving,
     tune,
+    tune_training,
 )
 from imgcls.errors import ImgclsError, describe_missing
 from model.errors import ModelError
@@ -55,6 +56,7 @@ app.command()(doctor.doctor)
 app.command()(lint.lint)
 app.command()(provenance.provenance)
 app.command()(tune.tune)
+app.command(name="tune-training")(tune_training.tune_training)
 
 
 @app.command()
