@@ -17,6 +17,7 @@ from imgcls.cli import (
     data,
     doctor,
     evaluate,
+    export_metrics,
     gate,
     keys,
     lint,
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command()(evaluate.evaluate)
 app.command()(calibrate.calibrate)
 app.command()(compare.compare)
+app.command(name="export-metrics")(export_metrics.export_metrics)
 app.command()(gate.gate)
 app.command()(robustness.robustness)
 app.command()(report.report)
