@@ -57,7 +57,7 @@ def build_table(report: GateReport, *, title: str) -> Table:
     table.add_column("measured, and what is demanded", ratio=1)
     order = ("failed", "inconclusive", "successful")
     for finding in sorted(report.findings, key=lambda each: order.index(each.verdict)):
-        metric = f"{finding.metric} drop" if finding.demand == "max_drop" else finding.metric
+        metric = f"{finding.metric} change" if finding.demand == "max_drop" else finding.metric
         cells = (finding.test, finding.slice or "", metric, f"{finding.samples:,}", finding.reason)
         table.add_row(Text(finding.verdict, style=_COLOURS[finding.verdict]), *map(escape, cells))
     return table

@@ -18,6 +18,7 @@ from imgcls.cli import (
     data,
     doctor,
     evaluate,
+    export_metrics,
     gate,
     gateway,
     keys,
@@ -29,6 +30,7 @@ from imgcls.cli import (
     rollout,
     serving,
     tune,
+    tune_training,
 )
 from imgcls.errors import ImgclsError, describe_missing
 from model.errors import ModelError
@@ -43,6 +45,7 @@ app = typer.Typer(
 app.command()(evaluate.evaluate)
 app.command()(calibrate.calibrate)
 app.command()(compare.compare)
+app.command(name="export-metrics")(export_metrics.export_metrics)
 app.command()(gate.gate)
 app.command()(robustness.robustness)
 app.command()(report.report)
@@ -61,6 +64,7 @@ app.command()(doctor.doctor)
 app.command()(lint.lint)
 app.command()(provenance.provenance)
 app.command()(tune.tune)
+app.command(name="tune-training")(tune_training.tune_training)
 
 
 @app.command()

@@ -13,7 +13,7 @@ from imgcls.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"(?:^|[ `/])imgcls (?P<words>[a-z]+(?: [a-z]+){0,2})(?P<rest>[^\n`]*)")
+COMMAND = re.compile(r"(?:^|[ `/])imgcls (?P<words>[a-z][a-z-]*(?: [a-z]+){0,2})(?P<rest>[^\n`]*)")
 MAKE = re.compile(r"(?:^    |`)make (?P<verb>[a-z0-9-]+)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!http)(?P<path>[^)#]+)")
 

@@ -1,0 +1,203 @@
+"""The search with a script that trains nothing, for speed; tests/slow/test_tune_training.py has the real train.py."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+
+from imgcls.errors import RunError, UsageError
+from imgcls.search.space import read_space, to_flags
+from imgcls.search.study import SearchOptions, load_study, search
+from imgcls.search.trial import run_trial
+from imgcls.search.write import write_results
+
+SPACE = """
+[fixed]
+epochs = 3
+flip = true
+
+[search.lr]
+low = 0.01
+high = 1.0
+log = true
+
+[search.width]
+choices = [8, 16]
+"""
+# The closer lr is to 0.1, the better; lr above 0.9 fails.
+SCRIPT = """
+import argparse, math, pathlib, sys, time
+parser = argparse.ArgumentParser()
+for flag in ("--out", "--lr", "--width", "--epochs", "--seed"):
+    parser.add_argument(flag, required=True)
+parser.add_argument("--overwrite", action="store_true")
+parser.add_argument("--flip", action="store_true")
+parser.add_argument("--slow", type=float, default=0)
+args = parser.parse_args()
+out = pathlib.Path(args.out)
+out.mkdir(parents=True)
+(out / "weights.safetensors").write_bytes(b"weights")
+if float(args.lr) > 0.9:
+    sys.exit("error: the loss is nan; lower --lr")
+rows = ["epoch,val_loss,val_accuracy"]
+for epoch in range(1, int(args.epochs) + 1):
+    value = epoch / 10 - abs(math.log10(float(args.lr)) + 1) / 10
+    rows.append(f"{epoch},{1 - value},{value}")
+    (out / "history.csv").write_text("\\n".join(rows) + "\\n")
+    time.sleep(args.slow)
+"""
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> Path:
+    path = tmp_path / "train.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def read(tmp_path: Path, text: str = SPACE):
+    path = tmp_path / "space.toml"
+    path.write_text(text)
+    return read_space(path)
+
+
+def run(tmp_path: Path, train: Path, *, trials: int, text: str = SPACE, **options):
+    space, sha256 = read(tmp_path, text)
+    return search(space, sha256, tmp_path / "study", options=SearchOptions(trials=trials, train=train, **options))
+
+
+def test_search_finds_the_good_end_and_keeps_the_best_run_only(tmp_path: Path, train: Path):
+    study = run(tmp_path, train, trials=8, prune=False)
+    done = study.get_trials(states=(TrialState.COMPLETE,))
+    assert study.best_value == max(trial.value for trial in done)
+    assert abs(study.best_value - 0.3) < 0.1
+    whole = [
+        folder.name for folder in (tmp_path / "study" / "trials").iterdir() if (folder / "weights.safetensors").exists()
+    ]
+    assert whole == [f"{study.best_trial.number:04}"]
+    assert all((tmp_path / "study" / "trials" / f"{trial.number:04}" / "history.csv").exists() for trial in done)
+
+
+def test_results_are_written_for_people_and_machines(tmp_path: Path, train: Path):
+    study = run(tmp_path, train, trials=4)
+    space, _ = read(tmp_path)
+    written = write_results(study, space, tmp_path / "study", metric="val_accuracy", seed=0)
+    assert {"trials.csv", "best.json", "history.png", "slices.png", "epochs.png"} <= set(written)
+    assert (tmp_path / "study" / "history.png").read_bytes().startswith(b"\x89PNG")
+    rows = list(csv.DictReader((tmp_path / "study" / "trials.csv").read_text().splitlines()))
+    assert len(rows) == 4
+    assert set(rows[0]) == {"trial", "state", "val_accuracy", "epochs", "lr", "width", "reason"}
+    best = json.loads((tmp_path / "study" / "best.json").read_text())
+    assert best["settings"]["epochs"] == 3
+    assert best["command"].startswith("python train.py --epochs 3 --flip --lr ")
+
+
+def test_search_goes_on_with_new_proposals(tmp_path: Path, train: Path):
+    first = {trial.params["lr"] for trial in run(tmp_path, train, trials=3, prune=False).trials}
+    study = run(tmp_path, train, trials=3, prune=False)
+    assert [trial.number for trial in study.trials] == list(range(6))
+    assert len(first | {trial.params["lr"] for trial in study.trials}) == 6
+
+
+def test_loss_is_minimised_and_a_failure_is_told_with_its_reason(tmp_path: Path, train: Path):
+    text = SPACE.replace("low = 0.01\nhigh = 1.0\nlog = true", "choices = [0.1, 0.95]")
+    study = run(tmp_path, train, trials=6, text=text, metric="val_loss", prune=False)
+    failed = study.get_trials(states=(TrialState.FAIL,))
+    assert failed
+    assert "train.py ended with 1: the loss is nan; lower --lr" in failed[0].user_attrs["reason"]
+    assert study.best_params["lr"] == 0.1
+    assert study.best_value == pytest.approx(0.7)
+
+
+def test_a_poor_trial_is_ended_early(tmp_path: Path, train: Path):
+    train.write_text(SCRIPT.replace("default=0)", "default=5)"))
+    started, seen = time.monotonic(), []
+
+    def give_up(epoch: int, value: float) -> bool:
+        seen.append(epoch)
+        return True
+
+    flags = to_flags({"lr": 0.1, "width": 8, "epochs": 3, "seed": 0})
+    outcome = run_trial(tmp_path / "run", flags, metric="val_accuracy", maximise=True, on_epoch=give_up, train=train)
+    assert (outcome.is_pruned, seen) == (True, [1])
+    assert time.monotonic() - started < 4
+
+
+def test_a_trial_below_the_median_of_others_is_pruned(tmp_path: Path, train: Path):
+    train.write_text(SCRIPT.replace("default=0)", "default=0.4)"))
+    text = SPACE.replace("low = 0.01\nhigh = 1.0\nlog = true", "choices = [0.1, 0.011]")
+    run(tmp_path, train, trials=1, text=text)
+    study = load_study(tmp_path / "study")
+    for lr in (0.1, 0.1, 0.1, 0.1, 0.011):
+        study.enqueue_trial({"lr": lr, "width": 8})
+    states = [trial.state for trial in run(tmp_path, train, trials=5, text=text).trials]
+    assert states == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED]
+
+
+def test_search_that_was_killed_runs_its_trial_again(tmp_path: Path, train: Path):
+    train.write_text(SCRIPT.replace("default=0)", "default=20)"))
+    read(tmp_path)
+    code = f"""
+        from pathlib import Path
+        from imgcls.search.space import read_space
+        from imgcls.search.study import SearchOptions, search
+        space, sha256 = read_space(Path({str(tmp_path / "space.toml")!r}))
+        options = SearchOptions(trials=1, train=Path({str(train)!r}))
+        search(space, sha256, Path({str(tmp_path / "study")!r}), options=options)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], start_new_session=True)
+    while not (tmp_path / "study" / "trials" / "0000" / "history.csv").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    with pytest.raises(RunError, match="another search is running"):
+        run(tmp_path, train, trials=1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    wanted = load_study(tmp_path / "study").trials[0].params
+    train.write_text(SCRIPT)
+    study = run(tmp_path, train, trials=1)
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert study.trials[1].params == wanted
+
+
+def test_another_space_or_metric_needs_another_folder(tmp_path: Path, train: Path):
+    run(tmp_path, train, trials=1)
+    with pytest.raises(RunError, match="a study of another search space"):
+        run(tmp_path, train, trials=1, text=SPACE.replace("16", "24"))
+    with pytest.raises(RunError, match="a study of another metric"):
+        run(tmp_path, train, trials=1, metric="train_accuracy")
+
+
+def test_column_that_the_history_lacks_is_told_with_those_it_has(tmp_path: Path, train: Path):
+    [trial] = run(tmp_path, train, trials=1, metric="val_f1").trials
+    assert "has no column 'val_f1'; it has epoch, val_loss, val_accuracy" in trial.user_attrs["reason"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("choices = [8, 16]", "choices = [8]\nlow = 1"), "search.width: expected either choices, or low and high"),
+        (("high = 1.0", ""), "search.lr: expected either choices, or low and high"),
+        (("high = 1.0", "high = 0.001"), "expected low below high"),
+        (("low = 0.01", "low = 0.0"), "log needs low above 0"),
+        (("[search.width]", "[search.epochs]"), "epochs is both fixed and searched"),
+        (("[search.width]", "[search.out]"), "out is set by the search itself"),
+        (("high = 1.0", "hihg = 1.0"), "hihg"),
+        (("[fixed]", "[fixed"), "cannot be read as TOML"),
+    ],
+)
+def test_space_that_cannot_be_meant_is_refused(tmp_path: Path, change: tuple[str, str], message: str):
+    with pytest.raises(UsageError, match=message):
+        read(tmp_path, SPACE.replace(*change))
+
+
+def test_booleans_become_flags():
+    assert to_flags({"flip": True, "amp": False, "lr": 0.1}) == ["--flip", "--no-amp", "--lr", "0.1"]
