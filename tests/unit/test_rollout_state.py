@@ -1,0 +1,181 @@
+"""Where a rollout stands, its steps, and what an operator may ask of it; the engine itself runs in tests/slow."""
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bench.open_loop import Answer
+from bench.rollout import Span, find_forbidden
+from imgcls.gateway.table import Model, Shadow, Table, Version
+from imgcls.rollout import instances, traffic
+from imgcls.rollout.errors import RolloutError
+from imgcls.rollout.plan import Plan
+from imgcls.rollout.plan import Shadow as ShadowPlan
+from imgcls.rollout.progress import AbortRequestedError, Progress
+from imgcls.rollout.rollouts import find_release, new_rollout, steps_of
+from imgcls.rollout.state import Release, RolloutFiles, RolloutState
+
+
+def row(version: str, **fields) -> Version:
+    return Version(**{"version": version, "archive": f"{version}.mar", "tree_sha256": "0", "workers": 1} | fields)
+
+
+def table(*rows: Version, **fields) -> Table:
+    return Table(models=(Model(**{"name": "imgcls", "default": rows[0].version, "versions": rows} | fields),))
+
+
+def release(version: str) -> Release:
+    return Release(version=version, archive=f"{version}.mar", tree_sha256="0", workers=1)
+
+
+def weights(table: Table) -> dict[str, float]:
+    return {row.version: row.weight for row in table.get("imgcls").versions}
+
+
+@pytest.fixture
+def state() -> RolloutState:
+    return new_rollout(table(row("1", weight=100)).get("imgcls"), Path("/2.mar"), Plan(), operator="ops@host")
+
+
+def test_the_steps_follow_the_plan() -> None:
+    assert [step.name for step in steps_of(Plan())] == [
+        "verify",
+        "load",
+        "golden",
+        "shadow",
+        "canary 10 %",
+        "canary 50 %",
+        "promote",
+        "drain",
+        "keep-warm",
+        "retire",
+    ]
+    bare = Plan(golden=False, keep_warm_s=0.0, shadow=ShadowPlan(percent=0.0))
+    assert [step.kind for step in steps_of(bare, is_undo=True)] == ["verify", "load", "promote", "drain", "retire"]
+    by_server = steps_of(Plan(strategy="instances"), servers=("a", "b"))
+    assert [step.name for step in by_server] == ["verify", "instance a", "instance b", "promote", "retire"]
+
+
+def test_a_split_of_requests_has_no_stable_version_to_roll_from() -> None:
+    with pytest.raises(RolloutError, match="requests are split already"):
+        new_rollout(table(row("1", weight=60), row("2", weight=40)).get("imgcls"), Path("x"), Plan(), operator="me")
+
+
+def test_the_state_comes_back_from_the_disk_as_it_was(tmp_path: Path, state: RolloutState) -> None:
+    files = RolloutFiles(tmp_path)
+    assert files.read() is None
+    state = state.with_step(0, status="done").model_copy(update={"candidate": release("2")})
+    files.write(state)
+    assert files.read() == state
+    assert state.current() == 1
+    files.state_file.write_text("{")
+    with pytest.raises(RolloutError, match="cannot be read"):
+        files.read()
+
+
+def test_a_request_of_an_operator_is_taken_once_and_a_broken_one_never(tmp_path: Path) -> None:
+    files = RolloutFiles(tmp_path)
+    files.put_request("pause")
+    assert [files.take_request(), files.take_request()] == ["pause", None]
+    files.request_file.write_text("{")
+    assert files.take_request() is None
+
+
+def test_a_line_that_a_crash_cut_short_is_left_out_of_the_log(tmp_path: Path) -> None:
+    files = RolloutFiles(tmp_path)
+    files.append(files.audit_file, {"event": "a"})
+    with files.audit_file.open("a") as file:
+        file.write('{"event": "b')
+    assert files.read_lines(files.audit_file) == [{"event": "a"}]
+
+
+def test_every_change_of_the_table_keeps_all_requests_routed() -> None:
+    now = traffic.add_candidate(table(row("1", weight=100)), "imgcls", release("2"))
+    assert weights(now) == {"1": 100, "2": 0}
+    now = traffic.shadow(now, "imgcls", "2", 20)
+    assert now.get("imgcls").shadow == Shadow(version="2", percent=20)
+    now = traffic.split(now, "imgcls", stable="1", candidate="2", weight=12.5)
+    assert (weights(now), now.get("imgcls").shadow) == ({"1": 87.5, "2": 12.5}, None)
+    now = traffic.give_all(now, "imgcls", "2")
+    assert (weights(now), now.get("imgcls").default) == ({"1": 0, "2": 100}, "2")
+    assert weights(traffic.remove(now, "imgcls", "1")) == {"2": 100}
+
+
+def test_server_by_server_the_share_of_requests_is_the_share_of_servers() -> None:
+    servers, now = ("a", "b", "c"), table(row("1", weight=100))
+    seen = []
+    for server in servers:
+        now = instances.leave(now, "imgcls", "1", server, servers=servers, heir=release("2"))
+        now = instances.join(now, "imgcls", release("2"), server)
+        now = instances.share(now, "imgcls", stable="1", candidate="2")
+        seen.append((weights(now), now.get("imgcls").get("1").servers, now.get("imgcls").get("2").servers))
+    assert seen == [
+        ({"1": 66.67, "2": 33.33}, ("b", "c"), ("a",)),
+        ({"1": 33.33, "2": 66.67}, ("c",), ("a", "b")),
+        ({"1": 0, "2": 100}, (), ("a", "b", "c")),
+    ]
+    assert instances.spread(now, "imgcls", "2").get("imgcls").get("2").servers is None
+
+
+def test_undo_goes_to_the_version_before_or_to_one_of_the_history() -> None:
+    history = [
+        {"model": "imgcls", "before": release("1").model_dump(), "release": release("2").model_dump()},
+        {"model": "other", "before": release("7").model_dump(), "release": release("8").model_dump()},
+        {"model": "imgcls", "before": release("2").model_dump(), "release": release("3").model_dump()},
+    ]
+    assert find_release(history, None, model="imgcls", now="3").version == "2"
+    assert find_release(history, "1", model="imgcls", now="3").version == "1"
+    with pytest.raises(RolloutError, match="the history has 1, 2, and 3 is served"):
+        find_release(history, "8", model="imgcls", now="3")
+    with pytest.raises(RolloutError, match="no version was rolled yet"):
+        find_release([], None, model="imgcls", now="3")
+
+
+@pytest.fixture
+def progress(tmp_path: Path, state: RolloutState) -> Progress:
+    supervisor = tmp_path / "supervisor.json"
+    supervisor.touch()
+    gateway = SimpleNamespace(folder=SimpleNamespace(supervisor_file=supervisor))
+    files = RolloutFiles(tmp_path)
+    return Progress(gateway, files, trust=None, operator="ops", on_change=lambda *_: None, state=state)
+
+
+@pytest.mark.parametrize(("request_text", "is_cut_short"), [("promote", True), ("promote-full", True), (None, False)])
+def test_an_operator_can_cut_a_hold_short(progress: Progress, request_text, is_cut_short) -> None:
+    if request_text:
+        progress.files.put_request(request_text)
+    assert progress.wait(0.3) is is_cut_short
+    skipped = [step.kind for step in progress.state.steps if step.status == "skipped"]
+    assert skipped == (["shadow", "canary", "canary"] if request_text == "promote-full" else [])
+
+
+def test_an_operator_can_pause_and_go_on_or_abort(progress: Progress) -> None:
+    progress.files.put_request("pause")
+    waiting = threading.Thread(target=progress.wait, args=(0.5,))
+    waiting.start()
+    deadline_s = time.monotonic() + 5
+    while progress.files.read() is None or progress.files.read().status != "paused":
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+    progress.files.put_request("promote")
+    waiting.join(timeout=5)
+    assert progress.state.status == "running"
+    progress.files.put_request("abort")
+    with pytest.raises(AbortRequestedError):
+        progress.wait(5)
+
+
+def test_an_answer_of_a_version_that_was_not_allowed_is_found() -> None:
+    spans = [Span("1", "2", 10.0, 20.0), Span("2", "3", 30.0, 40.0)]
+
+    def answer(at_s: float, version: str, ms: float = 10) -> Answer:
+        return Answer(at_s, 200, version, ms, "id", "-")
+
+    good = [answer(5, "1"), answer(15, "1"), answer(15, "2"), answer(19.995, "1"), answer(25, "2"), answer(45, "3")]
+    good += [answer(35, "2"), answer(35, "3"), answer(9.9, "2", ms=200)]
+    bad = [answer(5, "2"), answer(25, "1"), answer(25, "3"), answer(45, "2"), answer(45, "1"), answer(20.1, "1")]
+    assert find_forbidden(good, spans, first="1") == []
+    assert find_forbidden(bad, spans, first="1") == bad
