@@ -166,9 +166,11 @@ class Applier:
         with self._locks():
             self._gateway.change(lambda table: with_requests_moved(table, wanted))
             for member in self._gateway.members:
-                for model, row in _rows_on(wanted, member) if member.state() is not None else ():
-                    if row.version == model.default:
-                        member.set_default(model)
+                for model in wanted.models if member.state() is not None else ():
+                    here = [row.version for each, row in _rows_on(wanted, member) if each.name == model.name]
+                    if here:  # where it has not the default one, it must let go of what may be taken away
+                        default = model.default if model.default in here else here[0]
+                        member.set_default(model.model_copy(update={"default": default}))
 
     def _take_away(self, wanted: Table) -> None:
         """Unloads what is not wished, once it has answered everything."""
@@ -192,14 +194,16 @@ class Applier:
                 self._tell(f"{member.name}: unloading {name} {version}")
                 member.unload(name, version)
             for member, name, version in shrunk:
-                self._leave_server(wanted, member, name, version)
+                self._leave_server(member, name, version)
 
-    def _leave_server(self, wanted: Table, member: Member, name: str, version: str) -> None:
+    def _leave_server(self, member: Member, name: str, version: str) -> None:
         """Unloads a version from one server, while others have it."""
         self._tell(f"{member.name}: draining and unloading {name} {version}")
         with drained(self._gateway, member, name, version):
             self._gateway.change(
-                lambda table: on_fewer_servers(table, wanted, model=name, version=version, server=member.name)
+                lambda table: on_fewer_servers(
+                    table, model=name, version=version, server=member.name, servers=self._servers
+                )
             )
             member.unload(name, version)
 

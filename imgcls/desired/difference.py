@@ -58,12 +58,13 @@ def find_conflict(now: Table, wanted: Table) -> str:
 def with_additions(now: Table, wanted: Table) -> Table:
     """Returns the table with what the wish adds to its models, and with requests as they are.
 
-    Further versions have no requests; of those that are there, workers and servers are the more of both.
+    Further versions have no requests; of those that are there, workers are the more of both. Servers stay as they are:
+    one that is in a row gets requests, so that a further one has to be loaded before.
     """
     models = []
     for model in now.models:
         after = wanted.find(model.name)
-        rows = [_larger(row, after.find(row.version) if after else None) for row in model.versions]
+        rows = [_with_more_workers(row, after.find(row.version) if after else None) for row in model.versions]
         further = [row for row in (after.versions if after else ()) if model.find(row.version) is None]
         rows += [row.model_copy(update={"weight": 0.0}) for row in further]
         models.append(model.model_copy(update={"versions": tuple(rows)}))
@@ -79,7 +80,9 @@ def with_requests_moved(now: Table, wanted: Table) -> Table:
             models.append(model.model_copy(update={"is_closed": True}))
             continue
         moved = model.with_weights({row.version: row.weight for row in after.versions})
-        changes = {"default": after.default, "shadow": None, "is_recorded": False, "is_closed": False}
+        rows = tuple(_on_all_servers(row, after.find(row.version)) for row in moved.versions)
+        changes: dict[str, object] = {"versions": rows}
+        changes |= {"default": after.default, "shadow": None, "is_recorded": False, "is_closed": False}
         models.append(moved.model_copy(update=changes))
     further = tuple(model for model in wanted.models if now.find(model.name) is None)
     return now.model_copy(update={"models": (*models, *further)})
@@ -96,12 +99,15 @@ def without_idle(now: Table, wanted: Table) -> Table:
     return now.model_copy(update={"models": tuple(models)})
 
 
-def on_fewer_servers(now: Table, wanted: Table, *, model: str, version: str, server: str) -> Table:
-    """Returns the table with a version away from one server, where the wish has it on others."""
+def on_fewer_servers(now: Table, *, model: str, version: str, server: str, servers: tuple[str, ...]) -> Table:
+    """Returns the table with a version away from one server of all that there are."""
     known = now.get(model)
-    row, after = known.get(version), wanted.get(model).get(version)
-    servers = after.servers if row.servers is None else tuple(name for name in row.servers if name != server)
-    return now.with_model(known.with_version(row.model_copy(update={"servers": servers})))
+    row = known.get(version)
+    left = tuple(name for name in servers_of(row, servers) if name != server)
+    rows = tuple(
+        row.model_copy(update={"servers": left}) if each.version == version else each for each in known.versions
+    )
+    return now.with_model(known.model_copy(update={"versions": rows}))
 
 
 def with_workers_as_they_are(wanted: Table, now: Table) -> Table:
@@ -135,11 +141,16 @@ def placements(table: Table, servers: tuple[str, ...]) -> set[tuple[str, str, st
     }
 
 
-def _larger(row: Version, wanted: Version | None) -> Version:
+def _with_more_workers(row: Version, wanted: Version | None) -> Version:
+    return row if wanted is None else row.model_copy(update={"workers": max(row.workers, wanted.workers)})
+
+
+def _on_all_servers(row: Version, wanted: Version | None) -> Version:
+    """Returns a row on the servers of before and of the wish; which are too many are left once they are drained."""
     if wanted is None:
         return row
     servers = None if row.servers is None or wanted.servers is None else _union(row.servers, wanted.servers)
-    return row.model_copy(update={"workers": max(row.workers, wanted.workers), "servers": servers})
+    return row.model_copy(update={"servers": servers})
 
 
 def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:

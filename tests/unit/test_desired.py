@@ -163,8 +163,17 @@ def test_no_request_moves_while_things_are_added_and_no_worker_is_taken() -> Non
     wanted = table(row("2", weight=90), row("1", weight=10, workers=1, servers=("b",)))
     larger = with_additions(now, wanted).get("m")
     assert {each.version: each.weight for each in larger.versions} == {"1": 100, "2": 0}
-    assert larger.get("1").workers == 3 and set(larger.get("1").servers or ()) == {"a", "b"}
-    assert larger.default == "1"
+    assert larger.get("1").workers == 3 and larger.default == "1"
+
+
+def test_further_server_gets_requests_once_it_has_the_version_and_an_old_one_until_it_is_drained() -> None:
+    now, wanted = table(row("1", weight=100, servers=("a",))), table(row("1", weight=100, servers=("b",)))
+    larger = with_additions(now, wanted)
+    assert larger.get("m").get("1").servers == ("a",)
+    moved = with_requests_moved(larger, wanted)
+    assert moved.get("m").get("1").servers == ("a", "b")
+    after = on_fewer_servers(moved, model="m", version="1", server="a", servers=SERVERS)
+    assert after.models == wanted.models
 
 
 def test_requests_move_before_anything_is_taken_away() -> None:
@@ -189,11 +198,10 @@ def test_further_model_has_no_route_until_requests_move() -> None:
     assert with_requests_moved(now, wanted).find("n") == further.get("n")
 
 
-def test_version_leaves_one_server_and_stays_on_the_others() -> None:
-    wanted = table(row("1", weight=100, servers=("b",)))
-    for now in (table(row("1", weight=100)), table(row("1", weight=100, servers=SERVERS))):
-        after = on_fewer_servers(now, wanted, model="m", version="1", server="a")
-        assert placements(after, SERVERS) == {("m", "1", "b")}
+def test_version_leaves_one_server_at_a_time_and_stays_on_the_others() -> None:
+    for now in (table(row("1", weight=100)), table(row("1", weight=100, servers=("a", "b", "c")))):
+        after = on_fewer_servers(now, model="m", version="1", server="a", servers=("a", "b", "c"))
+        assert placements(after, ("a", "b", "c")) == {("m", "1", "b"), ("m", "1", "c")}
 
 
 def test_server_drains_and_takes_requests_again() -> None:
