@@ -33,6 +33,7 @@ from imgcls.rollout.window import Window
 POLL_S = 0.1
 DRAIN_POLL_S = 0.25
 CLEAN_UP_S = 120.0  # how long a roll back tries to take the new version away from a server that is down
+GONE_S = 5.0  # without a supervisor's file it was stopped; less, and one that was killed is being started again
 AUDITED_METRICS = 12
 
 OnChange = Callable[[RolloutState, Report | None, Sequence[Sample]], None]
@@ -380,11 +381,14 @@ class Engine:
 
     def _require_gateway(self) -> None:
         """Raises NoGatewayError where the gateway was stopped; one that was killed is waited for, as it comes back."""
-        if not self._gateway.folder.supervisor_file.exists():
-            raise NoGatewayError(
-                "the gateway was stopped, and the rollout is left as it is; serve again with imgcls serve --gateway, "
-                "then continue with imgcls rollout start, or go back with imgcls rollout abort"
-            )
+        deadline_s = time.monotonic() + GONE_S
+        while not self._gateway.folder.supervisor_file.exists():
+            if time.monotonic() > deadline_s:
+                raise NoGatewayError(
+                    "the gateway was stopped, and the rollout is left as it is; serve again with imgcls serve "
+                    "--gateway, then continue with imgcls rollout start, or go back with imgcls rollout abort"
+                )
+            time.sleep(POLL_S)
 
     def _skip_to_promotion(self) -> None:
         current = self._state.current() or 0
