@@ -15,6 +15,7 @@ from imgcls.rollout.state import Release, RolloutFiles, RolloutState, Status, St
 from imgcls.rollout.verdicts import Report
 
 POLL_S = 0.1
+GONE_S = 5.0  # without a supervisor's file it was stopped; less, and one that was killed is being started again
 
 OnChange = Callable[[RolloutState, Report | None, Sequence[Sample]], None]
 
@@ -173,11 +174,14 @@ class Progress:
 
     def require_gateway(self) -> None:
         """Raises NoGatewayError where the gateway was stopped; one that was killed is waited for, as it comes back."""
-        if not self.gateway.folder.supervisor_file.exists():
-            raise NoGatewayError(
-                "the gateway was stopped, and the rollout is left as it is; serve again with imgcls serve --gateway, "
-                "then continue with imgcls rollout start, or go back with imgcls rollout abort"
-            )
+        deadline_s = time.monotonic() + GONE_S
+        while not self.gateway.folder.supervisor_file.exists():
+            if time.monotonic() > deadline_s:
+                raise NoGatewayError(
+                    "the gateway was stopped, and the rollout is left as it is; serve again with imgcls serve "
+                    "--gateway, then continue with imgcls rollout start, or go back with imgcls rollout abort"
+                )
+            time.sleep(POLL_S)
 
     def _skip_to_promotion(self) -> None:
         current = self.state.current() or 0

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,16 +36,28 @@ class Site:
         (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
         return line
 
-    def begin(self) -> subprocess.Popen[str]:
-        """Starts a rollout of the new version, and returns once it holds its canary."""
+    @contextmanager
+    def rolling(self) -> Iterator[subprocess.Popen[str]]:
+        """Starts a rollout of the new version, and goes on once it holds its canary."""
         command = [sys.executable, "-m", "imgcls.cli.main", "rollout", "start", str(self.archives["new"])]
         command += ["--plan", str(self.plan), "--state", str(self.live.folder.state)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=PROJECT)
-        deadline_s = time.monotonic() + 60
-        while self.live.gateway.table().get("imgcls").versions[-1].weight != 50:
-            assert process.poll() is None and time.monotonic() < deadline_s, process.communicate()
-            time.sleep(0.05)
-        return process
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT,
+            # A shell that runs the tests in the background has Ctrl-C ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process:
+            try:
+                deadline_s = time.monotonic() + 120
+                while self.live.gateway.table().get("imgcls").versions[-1].weight != 50:
+                    assert process.poll() is None and time.monotonic() < deadline_s, self.live.log()
+                    time.sleep(0.05)
+                yield process
+            finally:
+                process.kill()
 
     def weights(self) -> dict[str, float]:
         return {row.version: row.weight for row in self.live.gateway.table().get("imgcls").versions}
@@ -66,7 +79,9 @@ def site(archives: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("site")
     plan = folder / "plan.toml"
     plan.write_text(PLAN)
-    with live_gateway(archives["stable"], folder / "state") as live:
+    settings = folder / "gateway.yaml"
+    settings.write_text("readiness: {golden_every_s: 2}")
+    with live_gateway(archives["stable"], folder / "state", options=["--gateway-config", settings]) as live:
         yield Site(live, archives, plan)
 
 
@@ -87,10 +102,10 @@ def test_a_version_that_is_served_already_is_not_rolled(site: Site) -> None:
 
 
 def test_ctrl_c_leaves_a_rollout_that_another_process_takes_back(site: Site) -> None:
-    process = site.begin()
-    assert "another process runs a rollout" in site.refused("start", site.archives["new"])
-    process.send_signal(signal.SIGINT)
-    _, words = process.communicate(timeout=20)
+    with site.rolling() as process:
+        assert "another process runs a rollout" in site.refused("start", site.archives["new"])
+        process.send_signal(signal.SIGINT)
+        _, words = process.communicate(timeout=60)
     assert process.returncode == 130
     assert words.splitlines()[-1].startswith("left as it is, running; continue with imgcls rollout start")
     assert site.live.imgcls("rollout", "status").returncode == 1
@@ -105,7 +120,7 @@ def test_an_archive_that_is_gone_from_the_store_does_not_end_the_server(site: Si
     stored, pid = site.live.folder.store.path(row.archive), site.live.member.running().pid
     away = stored.rename(stored.with_suffix(".away"))
     try:
-        deadline_s = time.monotonic() + 45  # golden inputs are asked every 30 s
+        deadline_s = time.monotonic() + 60
         while "there is no such archive" not in site.live.log() and time.monotonic() < deadline_s:
             time.sleep(0.2)
         assert "there is no such archive" in site.live.log()
@@ -116,9 +131,9 @@ def test_an_archive_that_is_gone_from_the_store_does_not_end_the_server(site: Si
 
 
 def test_stopping_the_gateway_leaves_a_rollout_as_it_is(site: Site) -> None:
-    process = site.begin()
-    assert site.live.imgcls("stop").returncode == 0
-    _, words = process.communicate(timeout=30)
+    with site.rolling() as process:
+        assert site.live.imgcls("stop").returncode == 0
+        _, words = process.communicate(timeout=60)
     assert process.returncode == 1 and "the gateway was stopped, and the rollout is left as it is" in words
     assert site.weights() == {"1.0": 50.0, "2.0": 50.0}
     status = site.live.imgcls("rollout", "status")
