@@ -14,6 +14,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from imgcls.archive.syntax import parse_python
+
 OWN = ("handler", "model")
 SERVER = "torchserve"  # loads the code, and is not imported by it
 
@@ -40,7 +42,7 @@ def find_imports(folder: Path) -> Imports:
     """Finds what the Python files of a staged tree's model/ and handler/ import."""
     found: dict[bool, set[str]] = {False: set(), True: set()}
     for file in (file for package in OWN for file in (folder / package).rglob("*.py")):
-        for module, is_later in _walk(ast.parse(file.read_bytes()), is_later=False):
+        for module, is_later in _walk(parse_python(file.read_bytes()), is_later=False):
             found[is_later].add(module)
     foreign = {key: modules - sys.stdlib_module_names - set(OWN) for key, modules in found.items()}
     return Imports(frozenset(foreign[False]), frozenset(foreign[True] - foreign[False]))

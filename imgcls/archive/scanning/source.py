@@ -21,6 +21,7 @@ from imgcls.archive.scanning.source_rules import (
     WATCHED_MODULES,
     SourceRule,
 )
+from imgcls.archive.syntax import parse_python
 
 _IMPORTERS = {"__import__", "builtins.__import__", "importlib.import_module", "importlib.__import__"}
 _BUILTINS = {
@@ -46,7 +47,7 @@ def check_source(path: str, source: bytes) -> Iterator[Finding]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a parser's advice about the code's escapes
-            tree = ast.parse(source)
+            tree = parse_python(source)
         visitor = _Visitor(path)
         visitor.learn_names(tree)
         visitor.visit(tree)

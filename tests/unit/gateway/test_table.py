@@ -135,8 +135,13 @@ def test_what_a_server_lacks_is_loaded_scaled_and_made_the_default_in_this_order
 
 
 def test_a_server_starts_with_the_default_version_or_with_one_that_it_shall_have() -> None:
-    table = model(row("1", weight=50, servers=("a",)), row("2", weight=50, servers=("b",)))
-    assert [first_version(table, name).version for name in ("a", "b", "c")] == ["1", "2", "1"]
+    one = model(row("1", weight=50), row("2", weight=50, servers=("b",)))
+    table = Table(models=(one,))
+    assert [first_version(table, name)[1].version for name in ("a", "b")] == ["1", "1"]
+    split = Table(models=(model(row("1", weight=50, servers=("a",)), row("2", weight=50, servers=("b",))),))
+    assert [first_version(split, name)[1].version for name in ("a", "b")] == ["1", "2"]
+    with pytest.raises(TableError, match="server c shall have no version"):
+        first_version(split, "c")
 
 
 def test_requests_go_where_workers_are_ready_and_to_all_where_none_is() -> None:
