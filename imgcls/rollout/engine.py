@@ -101,9 +101,8 @@ class Engine:
         self._audit("step begins", step=step.name)
         self._call_hooks("before", step)
         try:
-            if self._state.status == "paused":
-                self._stay_paused()
-            skipped = self._perform(step)
+            is_trial = step.kind in ("shadow", "canary")
+            skipped = (self._state.status == "paused" and self._stay_paused() and is_trial) or self._perform(step)
         except (StepFailedError, _AbortError) as err:
             reason = str(err) or "aborted"
             self._set(self._state.with_step(number, status="failed", ended_s=time.time(), reason=reason))
@@ -360,12 +359,17 @@ class Engine:
                 case "pause":
                     self._set(self._state.model_copy(update={"status": "paused", "reason": "paused by an operator"}))
                     self._audit("paused", reason="by an operator")
-                    self._stay_paused()
+                    if self._stay_paused():
+                        return True
             time.sleep(min(POLL_S, max(0.0, deadline_s - time.monotonic())))
         return False
 
-    def _stay_paused(self) -> None:
-        """Waits until an operator goes on; the shares of requests stay as they are."""
+    def _stay_paused(self) -> bool:
+        """Waits until an operator goes on; the shares of requests stay as they are.
+
+        Returns:
+            Whether that was to skip what is left of the trials, the present one included.
+        """
         while True:
             self._require_gateway()
             match self._files.take_request():
@@ -376,7 +380,7 @@ class Engine:
                         self._skip_to_promotion()
                     self._set(self._state.model_copy(update={"status": "running", "reason": ""}))
                     self._audit("resumed")
-                    return
+                    return request == "promote-full"
             time.sleep(POLL_S)
 
     def _require_gateway(self) -> None:
