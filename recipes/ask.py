@@ -90,7 +90,9 @@ class Labels:
             file.writelines(json.dumps({"request_id": a.request_id, "label": a.label}) + "\n" for a in answers)
             file.flush()
             command = [sys.executable, "-m", "imgcls.cli.main", "rollout", "label", file.name]
-            subprocess.run([*command, "--state", str(self._state)], check=False, stdout=subprocess.DEVNULL)
+            command += ["--state", str(self._state)]
+            # In a session of its own, so that Ctrl-C ends it with the rest, and not in the middle of its import.
+            subprocess.run(command, check=False, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def ask(

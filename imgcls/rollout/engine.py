@@ -70,9 +70,8 @@ def _run_step(run: Progress, number: int) -> None:
     run.audit("step begins", step=step.name)
     run.call_hooks("before", step)
     try:
-        if run.state.status == "paused":
-            run.stay_paused()
-        is_cut_short = _perform(run, step)
+        is_trial = step.kind in ("shadow", "canary", "instance")
+        is_cut_short = (run.state.status == "paused" and run.stay_paused() and is_trial) or _perform(run, step)
     except (StepFailedError, AbortRequestedError) as err:
         reason = str(err) or "aborted"
         run.set(run.state.with_step(number, status="failed", ended_s=time.time(), reason=reason))

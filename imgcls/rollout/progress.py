@@ -143,21 +143,25 @@ class Progress:
                     self._skip_to_promotion()
                     return True
                 case "pause":
-                    self.pause("paused by an operator")
+                    if self.pause("paused by an operator"):
+                        return True
             time.sleep(min(POLL_S, max(0.0, deadline_s - time.monotonic())))
         return False
 
-    def pause(self, reason: str) -> None:
+    def pause(self, reason: str) -> bool:
         """Waits until an operator goes on; the shares of requests stay as they are.
+
+        Returns:
+            Whether that was to skip what is left of the trials, the present one included.
 
         Raises:
             AbortRequestedError: the operator aborts instead.
         """
         self.update(status="paused", reason=reason)
         self.audit("paused", reason=reason)
-        self.stay_paused()
+        return self.stay_paused()
 
-    def stay_paused(self) -> None:
+    def stay_paused(self) -> bool:
         """Goes on with a pause, as after a restart; see `pause`."""
         while True:
             self.require_gateway()
@@ -169,7 +173,7 @@ class Progress:
                         self._skip_to_promotion()
                     self.update(status="running", reason="")
                     self.audit("resumed")
-                    return
+                    return request == "promote-full"
             time.sleep(POLL_S)
 
     def require_gateway(self) -> None:

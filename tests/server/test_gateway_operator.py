@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from imgcls.rollout.state import RolloutFiles
 from tests.support.archives import build, make_run
 from tests.support.gateway import PROJECT, Live, live_gateway
 
@@ -112,6 +113,21 @@ def test_ctrl_c_leaves_a_rollout_that_another_process_takes_back(site: Site) -> 
     status, state = site.live.rollout("abort")
     assert (status, state["status"]) == (0, "rolled-back")
     assert "running" not in {step["status"] for step in state["steps"]}
+    assert site.weights() == {"1.0": 100.0}
+
+
+def test_promote_full_ends_a_pause_and_every_trial_and_undo_goes_back(site: Site) -> None:
+    with site.rolling() as process:
+        assert site.live.imgcls("rollout", "pause").returncode == 0
+        while RolloutFiles(site.live.folder.rollout).read().status != "paused":
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert site.live.imgcls("rollout", "promote", "--full").returncode == 0
+        out, err = process.communicate(timeout=45)  # less than the hold of 60 s
+    assert process.returncode == 0 and "2.0: promoted" in out, err
+    assert site.weights() == {"2.0": 100.0}
+    status, state = site.live.rollout("undo")
+    assert (status, state["status"]) == (0, "promoted")
     assert site.weights() == {"1.0": 100.0}
 
 
