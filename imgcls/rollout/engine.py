@@ -70,7 +70,7 @@ def _run_step(run: Progress, number: int) -> None:
     run.audit("step begins", step=step.name)
     run.call_hooks("before", step)
     try:
-        is_trial = step.kind in ("shadow", "canary", "instance")
+        is_trial = step.kind in ("shadow", "canary")
         is_cut_short = (run.state.status == "paused" and run.stay_paused() and is_trial) or _perform(run, step)
     except (StepFailedError, AbortRequestedError) as err:
         reason = str(err) or "aborted"
