@@ -40,7 +40,7 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --
 
 lock: $(VENV)/.ready ## resolve pyproject.toml anew into the locks
 	$(COMPILE) --all-extras --upgrade --output-file requirements.lock
-	$(COMPILE) --extra serve --extra lock --constraints requirements.lock --output-file requirements-serve.lock
+	$(COMPILE) --extra serve --extra gateway --extra lock --constraints requirements.lock --output-file requirements-serve.lock
 
 demo: $(VENV)/.ready ## train, evaluate, pack, serve and ask: the whole road on handwritten digits
 	@BIN=$(BIN) RUN=$(DEMO_RUN) STATE=$(DEMO_STATE) ./recipes/demo.sh

@@ -4,6 +4,8 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import grpc
@@ -11,6 +13,7 @@ import pytest
 import requests
 
 from bench.tiny import make_tiny_run
+from imgcls.serving.errors import ManagementError
 from tests.support.archives import build
 from tests.support.gateway import Live, live_gateway, run_imgcls, write_image
 
@@ -75,6 +78,16 @@ def test_grpc_is_answered_by_the_default_version_and_management_is_not_there(liv
 def test_what_is_not_inference_is_not_reachable(live: Live, http: requests.Session, path: str) -> None:
     for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
         assert http.request(method, live.state.url + path).status_code == 404
+
+
+def test_an_archive_from_elsewhere_is_not_registered_even_by_who_holds_the_management_token(live: Live) -> None:
+    with serving_elsewhere() as (url, asked), live.member.management() as management:
+        for source in (url, "file:///etc/passwd", "../../../../etc/passwd", "/etc/passwd"):
+            with pytest.raises(ManagementError):
+                management.register(source)
+        assert not asked
+        assert management.list_models() == ["imgcls"]
+    assert list(live.member.versions("imgcls")) == ["1.0"]
 
 
 def test_ready_and_live_say_so_and_why_not(live: Live, http: requests.Session) -> None:
@@ -161,6 +174,28 @@ def test_what_is_in_flight_is_answered_before_the_end(mar: Path, tmp_path: Path,
     assert set(statuses) <= {200, 0} and statuses.count(0) <= len(threads)
     assert len(statuses) > 20
     assert not live.folder.supervisor_file.exists()
+
+
+@contextmanager
+def serving_elsewhere() -> Iterator[tuple[str, list[str]]]:
+    """A web server with an archive on offer: its URL, and what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(404)
+            self.end_headers()
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/evil.mar", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def text_field(number: int, value: bytes) -> bytes:
