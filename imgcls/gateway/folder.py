@@ -26,7 +26,7 @@ from imgcls.gateway.listeners import EnvoyPaths
 from imgcls.gateway.settings import Settings
 from imgcls.gateway.store import Store
 from imgcls.gateway.table import TABLE_FILE, TableFile
-from imgcls.serving.state import CREATE_TIME_TOLERANCE_S, LONGEST_TEMPORARY_PATH_BYTES, StateFolder
+from imgcls.serving.state import LONGEST_TEMPORARY_PATH_BYTES, StateFolder, find_created
 
 
 class SupervisorState(BaseModel):
@@ -128,10 +128,4 @@ class GatewayFolder:
 
 def find_supervisor(state: SupervisorState) -> psutil.Process | None:
     """Returns the supervisor's process, None when it has ended; never another process that got its pid."""
-    try:
-        process = psutil.Process(state.pid)
-        if abs(process.create_time() - state.created_s) > CREATE_TIME_TOLERANCE_S:
-            return None
-        return None if process.status() == psutil.STATUS_ZOMBIE else process
-    except psutil.NoSuchProcess:
-        return None
+    return find_created(state.pid, created_s=state.created_s)

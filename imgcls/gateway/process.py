@@ -6,15 +6,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-
-import psutil
 
 from imgcls.gateway.errors import BusyError
 from imgcls.gateway.folder import GatewayFolder, SupervisorState, find_supervisor
-from imgcls.gateway.gateway import Gateway
+from imgcls.gateway.leftovers import end_leftovers
 from imgcls.gateway.supervisor import SuperviseOptions, Supervisor
-from imgcls.serving import processes, server
+from imgcls.serving import processes
 from imgcls.serving.errors import NotReadyError
 from imgcls.serving.foreground import signals_raise
 
@@ -91,12 +88,7 @@ def stop(folder: GatewayFolder) -> bool:
         return False
     process = find_supervisor(state)
     if process is None:
-        for left in processes.find_marked(state.gateway_id):
-            with suppress(psutil.Error):
-                left.kill()
-        for member in Gateway.of(folder, state).members:
-            server.stop(member.folder)
-        folder.forget(state.sockets)
+        end_leftovers(folder, state)
         return False
     process.terminate()
     settings = state.settings

@@ -214,9 +214,14 @@ class StateFolder:
 
 def find_process(state: ServerState) -> psutil.Process | None:
     """Returns the frontend's process, or None when it has ended; never another process that got its pid."""
+    return find_created(state.pid, created_s=state.created_s)
+
+
+def find_created(pid: int, *, created_s: float) -> psutil.Process | None:
+    """Returns the process of this number that was created then, in seconds since the epoch; None when it has ended."""
     try:
-        process = psutil.Process(state.pid)
-        if abs(process.create_time() - state.created_s) > CREATE_TIME_TOLERANCE_S:
+        process = psutil.Process(pid)
+        if abs(process.create_time() - created_s) > CREATE_TIME_TOLERANCE_S:
             return None
         return None if process.status() == psutil.STATUS_ZOMBIE else process
     except psutil.NoSuchProcess:

