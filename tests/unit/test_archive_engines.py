@@ -1,5 +1,9 @@
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,10 +169,19 @@ def test_a_network_that_cannot_be_exported_leaves_the_engine_out_and_says_why(ru
         build_engines(run, stage(run, tmp_path / "named"), wanted=["openvino"])
 
 
-def test_without_a_compiler_the_compiled_engine_says_what_to_install(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ArchiveError, match=r"there is no C\+\+ compiler .* here, which AOTInductor needs; install"):
-        build_engines(run, stage(run, tmp_path / "tree"), wanted=["compiled"])
+def test_without_a_compiler_the_compiled_engine_says_what_to_install(run, tmp_path):
+    """In a process of its own, as a build is one: what Inductor imports does not get on with all that tests import."""
+    command = [sys.executable, "-m", "imgcls.cli.main", "archive", "build", run, "--store", tmp_path / "store"]
+    result = subprocess.run(
+        [*command, "--engines", "compiled"],
+        env=os.environ | {"PATH": str(tmp_path)},
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert re.search(r"there is no C\+\+ compiler .* here, which AOTInductor needs; install", result.stderr)
 
 
 @pytest.mark.parametrize("name", ["openvin", "int8", "Eager"])
