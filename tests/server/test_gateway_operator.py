@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.tiny import make_tiny_run
 from imgcls.rollout.state import RolloutFiles
-from tests.support.archives import build, make_run
+from tests.support.archives import build
 from tests.support.gateway import PROJECT, Live, live_gateway
 
 PLAN = """
@@ -67,7 +68,7 @@ class Site:
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("archives")
-    run, other = make_run(folder / "run"), make_run(folder / "other-run", seed=1)
+    run, other = make_tiny_run(folder / "run"), make_tiny_run(folder / "other-run", seed=1)
     return {
         "stable": build(run, folder / "stable", version="1.0"),
         "new": build(run, folder / "new", version="2.0"),

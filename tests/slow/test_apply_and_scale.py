@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.open_loop import Answer, open_loop
 
+from bench.open_loop import Answer, open_loop
+from bench.tiny import make_tiny_run
 from imgcls.archive.build import build_archive
 from imgcls.archive.stage import ServingOptions
 from imgcls.gateway.table import exclusive
 from imgcls.rollout.state import RolloutFiles
-from tests.support.archives import build, make_run, spoil
+from tests.support.archives import build, spoil
 from tests.support.gateway import Live, live_gateway, write_image
 
 RATE = 50
@@ -32,7 +33,7 @@ LOADS_NEVER = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Archives 1.0 to 3.0, of which the last does not load, and the gateway's settings."""
     folder = tmp_path_factory.mktemp("apply")
-    run = make_run(folder / "run")
+    run = make_tiny_run(folder / "run")
     for version in ("1.0", "2.0", "3.0"):
         build(run, folder / version, version=version)
     good = folder / "3.0" / "imgcls.mar"
