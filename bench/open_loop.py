@@ -75,7 +75,7 @@ def open_loop(
     folder: Path,
     *,
     rate: int,
-    connections: int = 200,
+    connections: int = 400,
     key: str = "",
     bearer: str = "",
     settle_s: float = 1.0,
