@@ -1,17 +1,21 @@
 """A running gateway as whoever changes it sees it: the supervisor, a rollout, `imgcls scale`, `imgcls apply`."""
 
 import fcntl
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from imgcls.gateway.apply import Applied, EnvoyFiles
 from imgcls.gateway.clusters import Endpoint
 from imgcls.gateway.envoy import Admin
+from imgcls.gateway.errors import TableError
 from imgcls.gateway.folder import GatewayFolder, SupervisorState
 from imgcls.gateway.listeners import EnvoyPaths
 from imgcls.gateway.member import Member
 from imgcls.gateway.settings import Settings
 from imgcls.gateway.table import Table
+
+log = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -33,6 +37,7 @@ class Gateway:
             for number, server in enumerate(settings.servers)
         )
         self._files = EnvoyFiles(paths, settings)
+        self._known: Table | None = None
 
     @classmethod
     def of(cls, folder: GatewayFolder, state: SupervisorState) -> "Gateway":
@@ -42,6 +47,20 @@ class Gateway:
     def table(self) -> Table:
         """Returns the table as it is now."""
         return self.folder.table.read()
+
+    def known_table(self) -> Table:
+        """Returns the table, or as it was when it could last be read: a file broken by hand must not end what serves.
+
+        Raises:
+            TableError: it could never be read.
+        """
+        try:
+            self._known = self.table()
+        except TableError as err:
+            if self._known is None:
+                raise
+            log.warning("the table of before holds: %s", err)
+        return self._known
 
     def change(self, change: Callable[[Table], Table]) -> Applied:
         """Changes the table, and brings it into force at Envoy; TorchServe is not touched.

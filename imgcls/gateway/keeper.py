@@ -92,7 +92,7 @@ class Keeper(threading.Thread):
 
     def _start(self) -> ServerState:
         self.member.mark_down()
-        model, row = first_version(self._gateway.table(), self.member.name)
+        model, row = first_version(self._gateway.known_table(), self.member.name)
         options = replace(
             self._options,
             archive=self._gateway.folder.store.path(row.archive),
@@ -164,7 +164,7 @@ class Keeper(threading.Thread):
 
     def _look(self) -> None:
         seen = []
-        for model in self._gateway.table().models:
+        for model in self._gateway.known_table().models:
             has = self.member.versions(model.name)
             failures = logs.find_version_failures(self.member.folder.model_log, model.name)
             for row in model.versions:
@@ -204,7 +204,7 @@ class Keeper(threading.Thread):
         due_s = time.monotonic() - self._gateway.settings.readiness.golden_every_s
         due = [
             (self._asked_s.get((model.name, row.version), 0.0), model.name, row)
-            for model in self._gateway.table().models
+            for model in self._gateway.known_table().models
             for row in model.versions
             if any(
                 each.version == row.version and each.model == model.name and each.ready_workers for each in self.seen

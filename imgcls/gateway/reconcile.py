@@ -80,7 +80,7 @@ def reconcile(
         if is_mine is False:
             return done
         let_in(gateway, member)
-        for model in gateway.table().models:
+        for model in gateway.known_table().models:
             for action in actions_for(member, model):
                 on_progress(f"{member.name}: {action}")
                 row = model.find(action.version)

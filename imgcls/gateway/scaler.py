@@ -38,7 +38,7 @@ class Scaler(threading.Thread):
         """Looks until `stop`."""
         while not self._stopping.wait(self._gateway.settings.readiness.poll_s):
             try:
-                for model in self._gateway.table().models:
+                for model in self._gateway.known_table().models:
                     for row in model.versions:
                         if row.autoscale is not None:
                             self._follow(model, row, row.autoscale)

@@ -144,14 +144,17 @@ class Supervisor:
 
     def _tick(self) -> None:
         self._envoy.keep()
-        table = self._gateway.table()
+        table = self._gateway.known_table()
         due = time.monotonic() - self._applied_s > APPLY_EVERY_S
         stamps = [_stamp(path) for path in watched_files(self._settings)]
         if self._must_apply or due or table.generation != self._applied_generation or stamps != self._stamps:
             self._stamps = stamps
             self._apply(table)
         self._judge(table)
-        access_log.rotate(self._gateway.paths, self._gateway.admin)
+        try:
+            access_log.rotate(self._gateway.paths, self._gateway.admin)
+        except (ImgclsError, OSError) as err:  # Envoy has ended just now, or the disk is full
+            log.warning("the access log is not rotated: %s", err)
 
     def _apply(self, table: Table) -> None:
         self._must_apply = False

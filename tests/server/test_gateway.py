@@ -139,6 +139,20 @@ def test_status_as_json_tells_all(live: Live) -> None:
     assert fields["models"][0]["versions"][0]["version"] == "1.0"
 
 
+def test_a_table_that_somebody_broke_by_hand_ends_nothing(live: Live, http: requests.Session, image: bytes) -> None:
+    before = live.folder.table.path.read_bytes()
+    pid = live.member.running().pid
+    try:
+        live.folder.table.path.write_text('{"models": [')
+        time.sleep(4)  # several looks of supervisor and keeper
+        assert http.post(live.url, data=image, headers=OCTETS).status_code == 200
+        assert live.ready()[0] == 200
+    finally:
+        live.folder.table.path.write_bytes(before)
+    assert live.member.running().pid == pid
+    assert "the table of before holds" in live.log()
+
+
 def test_a_second_gateway_in_the_same_folder_is_refused(live: Live, mar: Path) -> None:
     second = run_imgcls("serve", mar, "--gateway", "--gateway-port", 0, "--port", 0, "--state", live.folder.state)
     assert second.returncode == 1
