@@ -72,7 +72,7 @@ def evaluate(
         typer.echo(json.dumps({name: report.model_dump() for name, report in reports.items()}, indent=1))
         return
     console = Console()
-    console.width = console.width if console.is_terminal else 120
+    console.width = console.width if console.is_terminal else 140
     console.print(build_table(reports, title=str(run)))
     for name, report in reports.items():
         for column, values in report.slices.items():

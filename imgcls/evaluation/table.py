@@ -14,10 +14,13 @@ _CAPTION = (
     "precision, recall, F1, AUROC: macro averages; 95 %: bootstrap interval of the accuracy; drop: accuracy points"
 )
 
+NAME_WIDTH = 10  # characters of a set's name that a narrow terminal keeps
+
 
 def build_table(metrics: Mapping[str, TestMetrics], *, title: str) -> Table:
     """Builds the table; precision, recall and F1 are macro averages, drop is in points of a hundred."""
-    table = Table("test set", title=escape(title), caption=_CAPTION)
+    table = Table(title=escape(title), caption=_CAPTION)
+    table.add_column("test set", no_wrap=True, min_width=NAME_WIDTH)  # a row without its name says nothing
     for column in _COLUMNS:
         table.add_column(column, justify="right", no_wrap=True)
     first = next(iter(metrics.values()))
