@@ -25,7 +25,6 @@ class Record:
     status: int  # 0: the client went away
     flags: str  # Envoy's, such as UO for overload or RL for a rate limit; - for none
     duration_ms: float
-    attempts: int
     answer: str | None
 
 
@@ -106,7 +105,6 @@ def parse_record(line: bytes) -> Record | None:
             status=int(fields["status"]),
             flags=str(fields.get("flags") or "-"),
             duration_ms=float(fields["duration_ms"]),
-            attempts=int(fields.get("attempts") or 0),
             answer=fields.get("answer"),
         )
     except (ValueError, KeyError, TypeError, AttributeError):

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from imgcls.errors import UsageError
@@ -38,14 +37,6 @@ WARM_TIMEOUT_S = 10.0
 ROUTES_TIMEOUT_S = 10.0
 
 
-@dataclass(frozen=True)
-class Applied:
-    """What was written."""
-
-    generation: int
-    is_in_force: bool  # False: Envoy does not run, and will read the files when it starts
-
-
 class EnvoyFiles:
     """The files that one Envoy watches."""
 
@@ -54,7 +45,7 @@ class EnvoyFiles:
         self._settings = settings
         self._admin = Admin(paths.admin_socket)
 
-    def apply(self, table: Table, endpoints: Sequence[Endpoint]) -> Applied:
+    def apply(self, table: Table, endpoints: Sequence[Endpoint]) -> None:
         """Writes all files, and returns once Envoy follows them, if it runs.
 
         Raises:
@@ -85,7 +76,6 @@ class EnvoyFiles:
             )
         self._write_endpoints(table, endpoints, keep_last=False)
         self._write(self.paths.clusters, list(wanted.values()))
-        return Applied(table.generation, is_live)
 
     def _write_endpoints(self, table: Table, endpoints: Sequence[Endpoint], *, keep_last: bool) -> None:
         """Writes where each version is served.

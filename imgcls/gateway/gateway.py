@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from imgcls.gateway.apply import Applied, EnvoyFiles
+from imgcls.gateway.apply import EnvoyFiles
 from imgcls.gateway.clusters import Endpoint
 from imgcls.gateway.envoy import Admin
 from imgcls.gateway.errors import TableError
@@ -62,7 +62,7 @@ class Gateway:
             log.warning("the table of before holds: %s", err)
         return self._known
 
-    def change(self, change: Callable[[Table], Table]) -> Applied:
+    def change(self, change: Callable[[Table], Table]) -> None:
         """Changes the table, and brings it into force at Envoy; TorchServe is not touched.
 
         Raises:
@@ -70,12 +70,12 @@ class Gateway:
             EnvoyError: Envoy runs and does not follow; the table is changed, and the supervisor tries again.
         """
         self.folder.table.change(change)
-        return self.apply()
+        self.apply()
 
-    def apply(self) -> Applied:
+    def apply(self) -> None:
         """Brings the table and the servers' addresses into force at Envoy."""
         with self._lock():
-            return self._files.apply(self.table(), self.endpoints())
+            self._files.apply(self.table(), self.endpoints())
 
     def endpoints(self) -> list[Endpoint]:
         """Returns where the servers that are up take requests."""

@@ -166,10 +166,11 @@ class Keeper(threading.Thread):
         seen = []
         for model in self._gateway.known_table().models:
             has = self.member.versions(model.name)
-            failures = logs.find_version_failures(self.member.folder.model_log, model.name)
-            for row in model.versions:
-                if row.servers is not None and self.member.name not in row.servers:
-                    continue
+            rows = [row for row in model.versions if row.servers is None or self.member.name in row.servers]
+            failures: dict[str, VersionFailure] = {}
+            if not all(row.version in has and has[row.version].is_ready for row in rows):  # the log may have 20 MB
+                failures = logs.find_version_failures(self.member.folder.model_log, model.name)
+            for row in rows:
                 status = has.get(row.version)
                 self._start_stuck(model.name, row, status)
                 seen.append(

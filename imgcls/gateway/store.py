@@ -5,14 +5,13 @@ So an archive is copied here when its rollout begins, and stays for as long as s
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from handler.layout import CHUNK_BYTES
 from imgcls.archive.contents import read_contents
 from imgcls.archive.trust import detached_signature
-from imgcls.archive.verify import verify_archive
+from imgcls.archive.verify import read_integrity
 from imgcls.errors import ArchiveError, UsageError
 from imgcls.files import sync
 from imgcls.gateway.errors import GatewayError
@@ -46,36 +45,37 @@ class Store:
         """Returns where a file lies."""
         return self.folder / file
 
-    def add(self, mar: Path, *, trust: Path | None, on_bytes: Callable[[int], None] = lambda count: None) -> Stored:
-        """Checks an archive from outside, copies it, and checks the copy. An archive that is here already stays.
+    def add(self, mar: Path, *, trust: Path | None) -> Stored:
+        """Checks an archive from outside, copies it, and checks the copy as well: nobody can have changed it meanwhile.
+
+        An archive that is here already stays.
 
         Args:
             mar: the archive; a detached signature beside it is copied too.
             trust: the trust file that holds, None where there is none.
-            on_bytes: told how many bytes have been checked, as it goes on.
 
         Raises:
             ArchiveError: it is not what the trust file demands, or is damaged.
             UsageError: the trust file cannot be used, or the archive's name cannot stand in a route.
             GatewayError: there is no room, or the copy cannot be written; nothing half-written is left.
         """
-        stored = self.check(mar, trust=trust, on_bytes=on_bytes)
+        stored = self.check(mar, trust=trust)
         target = self.path(stored.file)
-        if not self._holds(target, stored.tree_sha256):
+        if not _is_sound(target, stored.tree_sha256, trust=trust):
             self._copy(mar, target)
-            if not self._holds(target, stored.tree_sha256):
+            if not _is_sound(target, stored.tree_sha256, trust=trust):
                 target.unlink(missing_ok=True)
                 raise GatewayError(f"{target}: the copy is not the archive; is the disk broken? try again")
         return stored
 
-    def check(self, mar: Path, *, trust: Path | None, on_bytes: Callable[[int], None] = lambda count: None) -> Stored:
+    def check(self, mar: Path, *, trust: Path | None) -> Stored:
         """Checks an archive from outside, and returns what it would be in the store; see `add`."""
         contents = read_contents(mar)
         for what, text in (("name", contents.name), ("version", contents.version)):
             if not text or set(text) - NAME_LETTERS or text in (".", ".."):
                 raise UsageError(f"{mar}: its {what} is {text!r}; expected letters, digits, `.`, `_` and `-` only")
         checked = check_before_start(mar, trust)
-        tree = verify_archive(mar.resolve(), on_bytes=on_bytes).integrity.tree_sha256
+        tree = read_integrity(mar).tree_sha256
         return Stored(
             contents.name,
             contents.version,
@@ -83,12 +83,6 @@ class Store:
             tree,
             checked,
         )
-
-    def _holds(self, target: Path, tree_sha256: str) -> bool:
-        try:
-            return target.is_file() and verify_archive(target).integrity.tree_sha256 == tree_sha256
-        except ArchiveError:
-            return False
 
     def _copy(self, mar: Path, target: Path) -> None:
         needed = mar.stat().st_size
@@ -114,6 +108,17 @@ class Store:
     def _remove_partial(self) -> None:
         for left in self.folder.glob(f"*{PARTIAL}"):
             left.unlink(missing_ok=True)
+
+
+def _is_sound(target: Path, tree_sha256: str, *, trust: Path | None) -> bool:
+    """Tells whether a file of the store is there, has this content, and is what the trust file demands."""
+    try:
+        if not target.is_file():
+            return False
+        check_before_start(target, trust)
+        return read_integrity(target).tree_sha256 == tree_sha256
+    except ArchiveError:
+        return False
 
 
 def _copy_file(source: Path, target: Path) -> None:

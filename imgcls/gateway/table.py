@@ -18,7 +18,6 @@ from imgcls.gateway.settings import describe_invalid
 
 TABLE_FILE = "table.json"
 WHOLE = 100.0
-STEPS_PER_PERCENT = 100  # Envoy's fractions: a weight has two decimals
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 

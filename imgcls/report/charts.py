@@ -87,20 +87,6 @@ def draw_bars(counts: Mapping[str, Mapping[str, int]], *, label: str, most: int 
     return _draw(draw, size=(6.2, 1.2 + 0.24 * len(shown)), name=f"bars of {label}")
 
 
-def draw_points(x: Sequence[float], y: Sequence[float], *, labels: tuple[str, str]) -> Markup:
-    """Draws a cloud of points, such as the widths and heights of images."""
-
-    def draw(axes: Axes) -> None:
-        axes.scatter(x, y, s=9, color=COLOURS[0], alpha=0.35, linewidths=0)
-        axes.set_xlabel(labels[0])
-        axes.set_ylabel(labels[1])
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.25)
-
-    return _draw(draw, size=(4.6, 3.4), name=f"{labels[0]} and {labels[1]}")
-
-
 def _of(counts: Mapping[str, Mapping[str, int]], name: str) -> list[int]:
     return [each.get(name, 0) for each in counts.values()]
 
