@@ -4,16 +4,16 @@ For servers that have no room for two versions at once. The new version's share 
 the first server is the canary.
 """
 
-import time
 from functools import partial
 
+from imgcls.gateway.drain import wait_until_idle
 from imgcls.gateway.member import Member
 from imgcls.gateway.table import WHOLE, Table, Version
 from imgcls.rollout.errors import StepFailedError
 from imgcls.rollout.hold import hold
 from imgcls.rollout.progress import Progress
 from imgcls.rollout.state import Release, StepState
-from imgcls.rollout.steps import DRAIN_POLL_S, ask_golden, load_on
+from imgcls.rollout.steps import ask_golden, load_on
 from imgcls.rollout.traffic import give_all
 
 
@@ -125,15 +125,13 @@ def _refuse_too_few(run: Progress, member: Member) -> None:
 
 
 def _wait_until_idle(run: Progress, member: Member, version: str) -> None:
-    """Waits until a server that gets no more requests of a version has none waiting.
+    """Waits until a server that gets no more requests of a version has answered those that it had.
 
-    What a worker still has in hand, should it be ended, is asked of another server.
+    What a worker still has in hand after that, should it be ended, is asked of another server.
     """
-    deadline_s = time.monotonic() + run.state.plan.drain_timeout_s
-    idle = 0
-    while idle < 3 and time.monotonic() < deadline_s:
-        idle = idle + 1 if member.is_idle(run.state.model, version) else 0
-        time.sleep(DRAIN_POLL_S)
+    timeout_s = run.state.plan.drain_timeout_s
+    if not wait_until_idle(run.gateway, member, run.state.model, version, timeout_s=timeout_s):
+        run.audit("drain took too long", version=version, server=member.name)
 
 
 def _names(run: Progress) -> tuple[str, ...]:
