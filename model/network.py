@@ -27,6 +27,7 @@ class SimpleCNNParameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (32,)
+    convolutions: Width = 1
     hidden: Width = 10
     norm: Literal["none", "batch"] = "none"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -37,13 +38,15 @@ class SimpleCNN(nn.Module):
 
     The published listing is one block of 32 channels for 16 x 16 RGB images and ten classes, with the 32*8*8 features
     of that size written into it. Here input channels, size, widths, number of blocks and classes are parameters.
-    `norm="batch"` puts a batch norm between convolution and ReLU; `dropout` acts before the last layer.
+    `convolutions` repeats convolution and ReLU within each block; `norm="batch"` puts a batch norm between the two;
+    `dropout` acts before the last layer.
 
     Args:
         channels: of the input image.
         size: side of the input in pixels; at least 2 ** len(widths), as each block halves it.
         classes: how many logits come out.
         widths: output channels of each block.
+        convolutions: in each block, before its pooling.
         hidden: width of the layer between features and logits.
     """
 
@@ -54,6 +57,7 @@ class SimpleCNN(nn.Module):
         size: int,
         classes: int,
         widths: Sequence[int] = (32,),
+        convolutions: int = 1,
         hidden: int = 10,
         norm: Literal["none", "batch"] = "none",
         dropout: float = 0.0,
@@ -65,7 +69,10 @@ class SimpleCNN(nn.Module):
                 f"parameters.widths has {len(widths)} blocks; expected at most {size.bit_length() - 1}, "
                 f"as each halves the input of size {size}"
             )
-        blocks = [_block(a, b, norm=norm) for a, b in zip((channels, *widths), widths, strict=False)]
+        blocks = [
+            _block(a, b, convolutions=convolutions, norm=norm)
+            for a, b in zip((channels, *widths), widths, strict=False)
+        ]
         self.features = nn.Sequential(*blocks)
         self.classifier = nn.Sequential(
             nn.Flatten(),
@@ -81,10 +88,14 @@ class SimpleCNN(nn.Module):
         return logits
 
 
-def _block(channels_in: int, channels_out: int, *, norm: str) -> nn.Sequential:
-    convolution = nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1, bias=norm == "none")
-    normalisation = [nn.BatchNorm2d(channels_out)] if norm == "batch" else []
-    return nn.Sequential(convolution, *normalisation, nn.ReLU(), nn.MaxPool2d(2))
+def _block(channels_in: int, channels_out: int, *, convolutions: int, norm: str) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for number in range(convolutions):
+        width_in = channels_out if number else channels_in
+        layers.append(nn.Conv2d(width_in, channels_out, kernel_size=3, padding=1, bias=norm == "none"))
+        layers += [nn.BatchNorm2d(channels_out)] if norm == "batch" else []
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers, nn.MaxPool2d(2))
 
 
 def build_network(spec: ModelSpec) -> nn.Module:
@@ -156,15 +167,7 @@ def _build_simple_cnn(spec: ModelSpec) -> nn.Module:
         parameters = SimpleCNNParameters(**spec.parameters)
     except ValidationError as err:
         raise SpecError(describe_validation_error(err, where="network simple_cnn, parameters")) from err
-    return SimpleCNN(
-        channels=spec.channels,
-        size=spec.size,
-        classes=len(spec.classes),
-        widths=parameters.widths,
-        hidden=parameters.hidden,
-        norm=parameters.norm,
-        dropout=parameters.dropout,
-    )
+    return SimpleCNN(channels=spec.channels, size=spec.size, classes=len(spec.classes), **parameters.model_dump())
 
 
 def _build_timm(spec: ModelSpec) -> nn.Module:

@@ -88,6 +88,7 @@ def scale_gateway(
     version: str | None,
     bounds: tuple[int, int],
     timeout_s: float,
+    cuts_off: bool,
 ) -> None:
     """Changes the number of workers on every server; without a number, lets it follow the load between bounds."""
     from imgcls.gateway.gateway import Gateway
@@ -110,6 +111,7 @@ def scale_gateway(
         version=version,
         timeout_s=timeout_s,
         autoscale=autoscale,
+        cuts_off=cuts_off,
         on_progress=lambda text: print(text, file=sys.stderr, flush=True),
     )
     follow = f", following the load between {autoscale.min} and {autoscale.max}" if autoscale else ""

@@ -150,13 +150,16 @@ def scale(
     version: Annotated[
         str | None, typer.Option(help="Behind a gateway: which version of it. [default: the default one]")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Behind a gateway: take workers away even while they are at work.")
+    ] = False,
     timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds until all must be ready.")] = 180,
     state: StateOption = STATE,
 ) -> None:
     """Changes the number of workers and waits for them.
 
-    A worker that is taken away drops its batch in flight; behind a gateway, such a request is asked again or is drained
-    before. The threads of each worker stay as they were at start.
+    A worker that is taken away drops its batch in flight; behind a gateway, it is drained before. The threads of each
+    worker stay as they were at start.
     """
     from imgcls.serving.server import scale as scale_server
     from imgcls.serving.state import StateFolder
@@ -165,11 +168,11 @@ def scale(
         raise UsageError("expected a number of workers, or --auto, and not both")
     if (gateway := gateway_of(state)) is not None:
         bounds = (fewest, most)
-        scale_gateway(gateway, workers, name=name, version=version, bounds=bounds, timeout_s=timeout_s)
+        scale_gateway(gateway, workers, name=name, version=version, bounds=bounds, timeout_s=timeout_s, cuts_off=force)
         return
-    if version is not None or workers is None:
+    if version is not None or workers is None or force:
         raise UsageError(
-            "--version and --auto are of a gateway, which serves several; start one with imgcls serve --gateway"
+            "--version, --force and --auto are of a gateway with its versions; start one with imgcls serve --gateway"
         )
     with _worker_output_shown():
         model = scale_server(StateFolder(state), workers, name=name, timeout_s=timeout_s, on_progress=_tell)

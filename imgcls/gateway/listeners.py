@@ -8,6 +8,7 @@ from pathlib import Path
 
 from imgcls.gateway.access import ANSWER_FILTER, access_filters, early_mutations
 from imgcls.gateway.clusters import SHADOW, watched
+from imgcls.gateway.hold import hold_filter
 from imgcls.gateway.protos import Resource, duration, extension, lua_filter, typed
 from imgcls.gateway.routes import PUBLIC
 from imgcls.gateway.settings import Settings
@@ -185,6 +186,7 @@ def _manager(name: str, settings: Settings, paths: EnvoyPaths) -> Resource:
             http_filters=[
                 *(access_filters(settings, jwt_file=paths.jwt_filter) if is_public else ()),
                 *((_buffer(limits.max_body_bytes),) if is_public else ()),
+                hold_filter(),
                 answer,
                 extension("envoy.filters.http.router", typed("extensions.filters.http.router.v3.Router")),
             ],

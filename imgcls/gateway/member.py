@@ -158,6 +158,15 @@ class Member:
             if row.workers:
                 wait(row.workers)
 
+    def scale(self, model: str, row: Version) -> None:
+        """Gives a version that is there its number of workers, and does not wait for them.
+
+        Raises:
+            ManagementError: the server refused, or does not answer.
+        """
+        with self.management() as management:
+            management.scale(model, row.workers, version=row.version)
+
     def unload(self, model: str, version: str) -> None:
         """Forgets a version with its workers, if it is there; whoever calls has seen to it that nothing is in flight.
 

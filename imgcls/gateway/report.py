@@ -85,6 +85,7 @@ class GatewayReport:
         if row.autoscale is not None:
             marks.append(f"{row.autoscale.min} to {row.autoscale.max} workers by load")
         marks += [f"drains on {name}" for name in row.draining]
+        marks += [f"requests wait for {row.hold.server}, {row.hold.seconds:g} s each"] if row.hold else []
         mark = f" ({', '.join(marks)})" if marks else ""
         servers = len(self.members) if row.servers is None else len(row.servers)
         workers = f"{self._ready(model, row)} of {row.workers * servers} workers READY"

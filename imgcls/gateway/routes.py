@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from imgcls.gateway import access
 from imgcls.gateway.clusters import GRPC, SHADOW, SUPERVISOR, cluster_name
+from imgcls.gateway.hold import held
 from imgcls.gateway.protos import Resource, duration, fraction, typed
 from imgcls.gateway.settings import Settings
 from imgcls.gateway.table import WHOLE, Model, Table, Version
@@ -38,7 +39,7 @@ def public_routes(table: Table, settings: Settings, *, guard: Resource) -> Resou
     routes = [*_health_routes()]
     for model in table.models:
         routes += () if model.is_closed else _model_routes(model, settings)
-    routes += _grpc_routes(settings)
+    routes += _grpc_routes(table, settings)
     routes.append(_direct("not-found", {"prefix": "/"}, 404, "there is no such path here; see docs/operations.md"))
     return typed(
         "config.route.v3.RouteConfiguration",
@@ -70,7 +71,14 @@ def shadow_routes(table: Table, settings: Settings) -> Resource:
                 "pattern": {"regex": f"^{path}"},
                 "substitution": f"/{kind}/{model.name}/{version}",
             }
-            routes.append({"name": model.name, "match": {"safe_regex": {"regex": path}}, "route": route})
+            routes.append(
+                {
+                    "name": model.name,
+                    "match": {"safe_regex": {"regex": path}},
+                    "route": route,
+                    "typed_per_filter_config": held(model.get(version).hold),
+                }
+            )
     routes.append(_direct("not-shadowed", {"prefix": "/"}, 404, "no version is shadowed"))
     return typed(
         "config.route.v3.RouteConfiguration",
@@ -99,16 +107,16 @@ def _model_routes(model: Model, settings: Settings) -> Iterator[Resource]:
                 match: Resource = {"path": path}
                 if reached < WHOLE:
                     match["runtime_fraction"] = fraction(reached)
-                yield _version_route(model, row.version, match, f"/{kind}/{name}/{row.version}", settings)
+                yield _version_route(model, row, match, f"/{kind}/{name}/{row.version}", settings)
         for row, _ in shares(model):
             path = f"/{kind}/{name}/{row.version}"
-            yield _version_route(model, row.version, {"path": path}, path, settings)
+            yield _version_route(model, row, {"path": path}, path, settings)
 
 
-def _version_route(model: Model, version: str, match: Resource, path: str, settings: Settings) -> Resource:
-    route = _to_version(model, version, settings)
+def _version_route(model: Model, row: Version, match: Resource, path: str, settings: Settings) -> Resource:
+    route = _to_version(model, row.version, settings)
     route["prefix_rewrite"] = path
-    if model.shadow is not None and model.shadow.version != version and model.shadow.percent > 0:
+    if model.shadow is not None and model.shadow.version != row.version and model.shadow.percent > 0:
         route["request_mirror_policies"] = [
             {
                 "cluster": SHADOW,
@@ -117,11 +125,11 @@ def _version_route(model: Model, version: str, match: Resource, path: str, setti
             }
         ]
     return {
-        "name": cluster_name(model.name, version),
+        "name": cluster_name(model.name, row.version),
         "match": match,
         "metadata": access.route_metadata(model.name),
         "route": route,
-        "typed_per_filter_config": {} if model.is_recorded else access.without_answers(),
+        "typed_per_filter_config": held(row.hold) | ({} if model.is_recorded else access.without_answers()),
     }
 
 
@@ -145,7 +153,8 @@ def _to_version(model: Model, version: str, settings: Settings) -> Resource:
     }
 
 
-def _grpc_routes(settings: Settings) -> Iterator[Resource]:
+def _grpc_routes(table: Table, settings: Settings) -> Iterator[Resource]:
+    holds = [row.hold for model in table.models if (row := model.get(model.default)).hold is not None]
     for service in GRPC_SERVICES:
         yield {
             "name": "grpc",
@@ -155,7 +164,7 @@ def _grpc_routes(settings: Settings) -> Iterator[Resource]:
                 "timeout": duration(settings.limits.request_timeout_s),
                 "max_stream_duration": {"grpc_timeout_header_max": duration(settings.limits.request_timeout_s)},
             },
-            "typed_per_filter_config": access.without_answers(),
+            "typed_per_filter_config": held(holds[0] if holds else None) | access.without_answers(),
         }
 
 

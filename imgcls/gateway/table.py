@@ -38,6 +38,13 @@ class Autoscale(_Row):
         return self
 
 
+class Hold(_Row):
+    """New requests wait at the gateway, each for so long, as a server that is alone loses a worker."""
+
+    server: str
+    seconds: Annotated[float, Field(gt=0, le=60)]
+
+
 class Version(_Row):
     """One version of a model that TorchServe shall have, whether or not it gets requests."""
 
@@ -50,6 +57,7 @@ class Version(_Row):
     servers: tuple[str, ...] | None = None  # which have it; None: all
     autoscale: Autoscale | None = None  # workers follow the load; None: they stay
     draining: tuple[str, ...] = ()  # of these: get no new requests for a moment, as they lose a worker
+    hold: Hold | None = None
 
 
 class Shadow(_Row):
@@ -103,15 +111,23 @@ class Model(_Row):
         others = tuple(other for other in self.versions if other.version != row.version)
         return self.model_copy(update={"versions": (*others, row)})
 
+    def with_row(self, row: Version) -> "Model":
+        """Returns the model with a version's row replaced in its place."""
+        rows = tuple(row if each.version == row.version else each for each in self.versions)
+        return self.model_copy(update={"versions": rows})
+
     def with_draining(self, version: str, server: str, *, is_draining: bool) -> "Model":
         """Returns the model with new requests kept away from one server's version, or let in again."""
         row = self.find(version)
         if row is None or (server in row.draining) == is_draining:
             return self
         others = tuple(name for name in row.draining if name != server)
-        changed = row.model_copy(update={"draining": (*others, server) if is_draining else others})
-        rows = tuple(changed if each.version == version else each for each in self.versions)
-        return self.model_copy(update={"versions": rows})
+        return self.with_row(row.model_copy(update={"draining": (*others, server) if is_draining else others}))
+
+    def with_hold(self, version: str, hold: Hold | None) -> "Model":
+        """Returns the model with new requests of a version held, or let through."""
+        row = self.find(version)
+        return self if row is None else self.with_row(row.model_copy(update={"hold": hold}))
 
     def without(self, version: str) -> "Model":
         """Returns the model without a version."""

@@ -12,6 +12,9 @@ from bench.open_loop import Answer, open_loop
 from bench.tiny import make_tiny_run
 from imgcls.archive.build import build_archive
 from imgcls.archive.stage import ServingOptions
+from imgcls.gateway import drain
+from imgcls.gateway.errors import InFlightError
+from imgcls.gateway.scaling import scale
 from imgcls.gateway.table import exclusive
 from imgcls.rollout.state import RolloutFiles
 from tests.support.archives import build, spoil
@@ -162,8 +165,13 @@ def test_killed_server_costs_nothing_and_comes_back_ready(live: Live, lost) -> N
     live.wait_until_ready()
 
 
-def test_workers_follow_the_load(folder: Path, tmp_path: Path) -> None:
-    """One worker takes 6 requests a second here: 9 bring a second one, and 3 take it away again."""
+def test_workers_follow_the_load_and_go_with_nothing_in_flight(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One worker takes 6 requests a second here: 9 bring a second one, and 3 take it away again.
+
+    The server is alone, so requests have to wait at the gateway meanwhile.
+    """
     slow = {"handler/image_classifier.py": (RUN, f"            __import__('time').sleep(0.15)\n{RUN}")}
     quick = build_archive(folder / "run", tmp_path, options=ServingOptions(workers=1, batch_size=1), version="1.0")
     mar = spoil(quick, tmp_path / "slow.mar", work=tmp_path / "work", edits=slow)
@@ -176,8 +184,23 @@ def test_workers_follow_the_load(folder: Path, tmp_path: Path) -> None:
             with open_loop(live.url, image, tmp_path, rate=rate) as load:
                 wait_for_workers(live, workers)
             assert [answer for answer in load.failed if answer.body != ENDED] == []
-        assert live.imgcls("scale", 1).returncode == 0
-        assert live.gateway.table().get("imgcls").versions[0].autoscale is None
+        assert live.imgcls("scale", 2).returncode == 0
+        row = live.gateway.table().get("imgcls").get("1.0")
+        assert row.autoscale is None
+        log = live.member.folder.server_log
+        began = tail_of(log)
+        with open_loop(live.url, image, tmp_path, rate=9) as load:  # one worker or both are at work all the time
+            with monkeypatch.context() as patch:
+                patch.setattr(drain, "HOLDS_S", (0.1,))
+                with pytest.raises(InFlightError, match="in flight all the time; its workers stay"):
+                    scale(live.gateway, 1, timeout_s=60)
+            assert live.gateway.table().get("imgcls").get("1.0") == row
+            done = live.imgcls("scale", 1)
+            assert done.returncode == 0, done.stderr
+        assert load.failed == [] and load.dropped == 0
+        said = log.read_text()[began:]
+        assert said.count("WORKER_SCALED_DOWN") == 1 and CUT_OFF not in said
+        assert live.gateway.table().get("imgcls").get("1.0") == row.model_copy(update={"workers": 1})
 
 
 def wait_for_workers(live: Live, workers: int) -> None:

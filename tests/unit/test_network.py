@@ -48,6 +48,15 @@ def test_channels_size_and_blocks_are_parameters(channels, size, widths, norm):
     assert sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) == len(widths) * (norm == "batch")
 
 
+def test_blocks_of_several_convolutions():
+    parameters = {"widths": [4, 8], "convolutions": 2, "norm": "batch"}
+    network = build_network(make_spec(parameters=parameters)).eval()
+    shapes = [(m.in_channels, m.out_channels) for m in network.modules() if isinstance(m, nn.Conv2d)]
+    assert shapes == [(3, 4), (4, 4), (4, 8), (8, 8)]
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in network.modules()) == 4
+    assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+
+
 def test_more_blocks_than_the_size_can_be_halved_are_refused():
     with pytest.raises(SpecError, match=r"parameters\.widths has 4 blocks; expected at most 3, .* of size 8"):
         SimpleCNN(channels=1, size=8, classes=2, widths=(1, 1, 1, 1))
