@@ -59,7 +59,7 @@ test: $(VENV)/.ready ## unit tests and tests against a real TorchServe (TESTS=â€
 ifdef TESTS
 	@$(BIN)/python -m pytest $(TESTS)
 else
-	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile tests/unit
+	@$(BIN)/python -m pytest --numprocesses auto --max-worker-restart 0 --dist loadfile tests/unit
 	@$(BIN)/python -m pytest tests/server
 endif
 

@@ -53,7 +53,9 @@ def noise(
     data: Annotated[str, typer.Option(help="Source with train and test splits, such as torchvision:CIFAR10.")],
     images: Annotated[int, typer.Option(min=100, help="Of the training split that are used.")] = 10_000,
     tests: Annotated[int, typer.Option(min=100, help="Of the test split that are used.")] = 5_000,
-    rate: Annotated[float, typer.Option(min=0, max=0.9, help="Part of the training labels that is flipped.")] = 0.3,
+    rate: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Part of the training labels that is flipped; 0: NaN only.")
+    ] = 0.3,
     nan: Annotated[float, typer.Option(min=0, max=0.09, help="Part of the batches that gets a NaN.")] = 0.01,
     epochs: Annotated[int, typer.Option(min=1, help="Of each run.")] = 30,
     threads: Annotated[int, typer.Option(min=1, help="Of each run.")] = 1,
@@ -65,8 +67,13 @@ def noise(
         scratch, draws = Path(temporary), np.random.default_rng(seed)
         flipped = write_tables(scratch, data, images=images, tests=tests, rate=rate, draws=draws)
         common = (*RECIPE, *NETWORK, "--epochs", epochs, "--threads", threads, "--seed", seed)
-        rates = {f"{rate:.0%} wrong, no filter": (), f"{rate:.0%} wrong, --noise-rate {rate}": ("--noise-rate", rate)}
-        if auto:
+        rates: dict[str, tuple[object, ...]] = {}
+        if rate:
+            rates = {
+                f"{rate:.0%} wrong, no filter": (),
+                f"{rate:.0%} wrong, --noise-rate {rate}": ("--noise-rate", rate),
+            }
+        if rate and auto:
             rates[f"{rate:.0%} wrong, --noise-rate auto"] = ("--noise-rate", "auto")
         results = {
             name: measure(["train.py"], scratch / "wrong.csv", scratch, (*common, *flags), seed=seed, flipped=flipped)

@@ -38,15 +38,15 @@ class SimpleCNN(nn.Module):
 
     The published listing is one block of 32 channels for 16 x 16 RGB images and ten classes, with the 32*8*8 features
     of that size written into it. Here input channels, size, widths, number of blocks and classes are parameters.
-    `convolutions` repeats convolution and ReLU within each block; `norm="batch"` puts a batch norm between the two;
-    `dropout` acts before the last layer.
+    More `convolutions` of a block follow its pooling, each with a ReLU; `norm="batch"` puts a batch norm before every
+    ReLU of a block; `dropout` acts before the last layer.
 
     Args:
         channels: of the input image.
         size: side of the input in pixels; at least 2 ** len(widths), as each block halves it.
         classes: how many logits come out.
         widths: output channels of each block.
-        convolutions: in each block, before its pooling.
+        convolutions: in each block, the first before its pooling.
         hidden: width of the layer between features and logits.
     """
 
@@ -94,8 +94,8 @@ def _block(channels_in: int, channels_out: int, *, convolutions: int, norm: str)
         width_in = channels_out if number else channels_in
         layers.append(nn.Conv2d(width_in, channels_out, kernel_size=3, padding=1, bias=norm == "none"))
         layers += [nn.BatchNorm2d(channels_out)] if norm == "batch" else []
-        layers.append(nn.ReLU())
-    return nn.Sequential(*layers, nn.MaxPool2d(2))
+        layers += [nn.ReLU()] if number else [nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers)
 
 
 def build_network(spec: ModelSpec) -> nn.Module:

@@ -1,6 +1,7 @@
 """OpenVINO: the same ONNX models as ONNX Runtime's, float32 or int8, on the CPU."""
 
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,7 +24,6 @@ class OpenVinoEngine(Engine):
     @classmethod
     def load(cls, file: Path, spec: ModelSpec, *, kind: EngineKind, device: str, threads: int | None = None) -> Self:
         """Reads and compiles an ONNX model; see Engine.load."""
-        openvino = import_openvino()
         refuse_missing(file, kind=kind)
         options = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -33,7 +33,7 @@ class OpenVinoEngine(Engine):
             "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 wherever the processor knows it
         }
         try:
-            core = openvino.Core()
+            core = open_core()
             compiled = core.compile_model(core.read_model(str(file)), "CPU", options)
         except Exception as err:  # as in describe_failure
             raise EngineError(describe_failure(kind, f"{file.name} cannot be loaded", err)) from err
@@ -52,6 +52,17 @@ class OpenVinoEngine(Engine):
     def version(cls) -> str:
         """Returns "openvino" and its version."""
         return f"openvino {import_openvino().__version__.split('-')[0]}"
+
+
+@cache
+def open_core() -> Any:
+    """Returns OpenVINO's core, which is never let go of.
+
+    Its CPU plugin gives the thread that loads it a stack for signals, as processors with AMX need, and takes the memory
+    back when it goes (openvinotoolkit/openvino#11894). Where another thread lets go of it, the first one keeps the
+    address, and the next signal with a handler, such as a child's end or SIGTERM, ends the process.
+    """
+    return import_openvino().Core()
 
 
 def import_openvino() -> Any:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch._dynamo
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor

@@ -127,6 +127,29 @@ def test_int8_is_another_computation_than_float32(made):
     assert not np.array_equal(made.load("openvino-int8").run(made.pixels), made.load("openvino").run(made.pixels))
 
 
+def test_signals_are_handled_after_another_thread_has_let_go_of_openvino(made):
+    code = """
+import os, signal, sys, threading
+from pathlib import Path
+from model.engines.choose import load_engine
+from model.engines.kinds import parse_kind
+from model.spec import read_spec
+
+folder = Path(sys.argv[1])
+spec = read_spec(folder / "spec.yaml")
+held = [load_engine(folder / "engines/fp32.onnx", spec, kind=parse_kind("openvino"), device="cpu", threads=1)]
+thread = threading.Thread(target=held.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGUSR1, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGUSR1)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, made.folder], capture_output=True, text=True, cwd=PROJECT, timeout=120, check=False
+    )
+    assert (result.returncode, result.stdout) == (0, "handled\n"), result.stderr
+
+
 def test_openvino_computes_float32_in_float32(made):
     """Its default is bfloat16 on a processor that has it, and then the answer depends on the machine."""
     difference = made.load("openvino").run(made.pixels) - made.load("eager").run(made.pixels)

@@ -1,0 +1,57 @@
+"""`python -m bench train`: images a second of train.py's loop beside those of a bare PyTorch loop, in turns."""
+
+import csv
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from bench import describe_machine
+from bench.label_noise import NETWORK, write_tables
+
+EPOCHS = 3  # the first warms up
+
+
+def train(
+    *,
+    data: Annotated[str, typer.Option(help="Source with train and test splits, such as torchvision:CIFAR10.")],
+    images: Annotated[int, typer.Option(min=2000, help="Of the training split that are used.")] = 10_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Of each, in turns.")] = 5,
+    threads: Annotated[int, typer.Option(min=1, help="Of each.")] = 2,
+) -> None:
+    """Trains the same network on the same images with both, and prints a table in Markdown."""
+    ours: list[float] = []
+    bare: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="imgcls-loop-") as temporary:
+        scratch = Path(temporary)
+        write_tables(scratch, data, images=images, tests=100, rate=0.0, draws=np.random.default_rng(0))
+        table = scratch / "right.csv"
+        for _ in range(rounds):
+            ours.append(run_ours(scratch / "run", table, threads=threads))
+            bare.append(run_bare(scratch / "run", table, threads=threads))
+    ratios = [a / b for a, b in zip(ours, bare, strict=True)]
+    print(f"{images:,} images of {Path(data).name}, {threads} threads, {rounds} rounds; {describe_machine()}\n")
+    print("| loop | images/s, median | lowest | highest |\n|---|---:|---:|---:|")
+    for name, values in (("train.py", ours), ("bare PyTorch", bare)):
+        print(f"| {name} | {statistics.median(values):,.0f} | {min(values):,.0f} | {max(values):,.0f} |")
+    print(f"\ntrain.py's is {statistics.median(ratios):.3f} of the bare one's ({min(ratios):.3f} to {max(ratios):.3f})")
+
+
+def run_ours(run: Path, table: Path, *, threads: int) -> float:
+    """Trains with train.py and returns the images a second of its loop, the first epoch left out."""
+    flags = ("--batch-size", "128", "--lr", "0.05", "--nesterov", "--weight-decay", "5e-4", "--epochs", str(EPOCHS))
+    words = ["train.py", "--data", str(table), "--out", str(run), "--overwrite", "--threads", str(threads)]
+    subprocess.run([sys.executable, *words, *flags, *NETWORK], check=True, stdout=subprocess.DEVNULL)
+    with (run / "history.csv").open(newline="") as file:
+        return statistics.median(float(row["images_per_s"]) for row in list(csv.DictReader(file))[1:])
+
+
+def run_bare(run: Path, table: Path, *, threads: int) -> float:
+    """Trains with the bare loop and returns its images a second."""
+    command = [sys.executable, "-m", "bench.bare_loop", str(run), str(table), str(threads)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
