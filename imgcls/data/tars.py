@@ -60,7 +60,7 @@ def list_members(path: Path) -> Iterator[Member | Problem]:
             else:
                 end = tar.offset
                 reason = _find_rest(path, end)
-    except (tarfile.TarError, ValueError, OverflowError) as err:
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as err:  # long names of long names recur
         reason = str(err)
     if reason:
         yield Problem(path.name, f"is no whole, uncompressed tar after byte {end}: {reason}; pack it again")

@@ -212,6 +212,14 @@ def test_damaged_shard_is_named_and_what_stands_before_is_used(tmp_path: Path, d
     assert sum(count_splits(source).values()) == (12 if damage in ("gzip", "empty") else 22)
 
 
+def test_names_of_names_without_end_are_a_damaged_shard(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", make_samples(12))
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1
+    (tmp_path / "b.tar").write_bytes((info.tobuf() + b"a".ljust(512, b"\0")) * 3000)
+    assert "is no whole, uncompressed tar" in reasons(open_source(str(tmp_path)))["b.tar"]
+
+
 def test_shard_that_is_cut_short_later_is_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", make_samples(12))
     source = open_source(str(path))
