@@ -22,6 +22,7 @@ from imgcls.evaluation.numbers import Number, read_numbers
 from imgcls.training.record import RECORD_FILE, TrainRecord, read_record
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password that it may have
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of 7, which are minutes where no server answers
 
 CONFIG_FILE = "train_config.yaml"
@@ -92,6 +93,8 @@ def _locate(where: str) -> tuple[str, str | None]:
     """Returns the tracking URI, and where a new experiment's artifacts go; None leaves that to MLflow."""
     if where.startswith("file:"):
         raise UsageError(f"{where}: MLflow no longer writes to file stores; give a folder, which gets a database")
+    if where.startswith("sqlite:///"):  # MLflow would put artifacts into the working directory
+        return where, (Path(where.removeprefix("sqlite:///")).resolve().parent / "artifacts").as_uri()
     if "://" in where or where == "databricks":
         return where, None
     folder = Path(where).resolve()

@@ -90,6 +90,14 @@ def test_exporting_again_goes_on_with_the_same_run(run: Path, store: Path, photo
     assert len(client.search_runs([logged.info.experiment_id], f"tags.`{IDENTITY_TAG}` = '{tag}'")) == 1
 
 
+def test_database_by_its_uri_is_that_of_its_folder(run: Path, store: Path) -> None:
+    run_id = export(run, store).split()[3]
+    done = export_mlflow(run, f"sqlite:///{store / 'mlflow.db'}", experiment="another")
+    assert done.run_id != run_id
+    assert (store / "artifacts" / done.run_id / "artifacts" / "spec.yaml").is_file()
+    assert not Path("mlruns").exists()
+
+
 def test_run_of_other_settings_or_another_name_is_another_run(run: Path, store: Path) -> None:
     first = export(run, store)
     other = shutil.copytree(run, run.with_name(f"{run.name}-other"))
