@@ -1,4 +1,4 @@
-"""`imgcls data`: what is wrong with the images, before they are trained on."""
+"""`imgcls data`: what is wrong with the images, before they are trained on; and large sets in few files."""
 
 import json
 from pathlib import Path
@@ -6,18 +6,21 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Looks at data sets.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="Looks at data sets, and packs them into shards.", no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
 def data() -> None:
-    """Looks at data sets."""
+    """Looks at data sets, and packs them into shards."""
 
 
 @app.command()
 def report(
     source: Annotated[
-        str, typer.Argument(metavar="DATA", help="digits, torchvision:NAME, a folder, a .zip, a .csv or a .jsonl.")
+        str,
+        typer.Argument(
+            metavar="DATA", help="digits, torchvision:NAME, a folder, a .zip, a .csv, a .jsonl, .tar shards."
+        ),
     ],
     *,
     out: Annotated[
@@ -81,3 +84,46 @@ def report(
     if failed := [kind for kind in wanted if counts[kind]]:
         typer.echo(f"refused: {', '.join(f'{counts[kind]} {kind}' for kind in failed)}", err=True)
         raise typer.Exit(1)
+
+
+@app.command()
+def shard(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="digits, torchvision:NAME, a folder, a .zip, a .csv, a .jsonl, .tar shards."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make.")],
+    *,
+    size: Annotated[str, typer.Option(metavar="SIZE", help="Of a shard, at most, such as 500MB or 2GB.")] = "500MB",
+    seed: Annotated[int, typer.Option(help="Of the order, and of splits that are drawn, as train.py's.")] = 0,
+    val_fraction: Annotated[float, typer.Option(help="As train.py's.")] = 0.15,
+    test_fraction: Annotated[float, typer.Option(help="As train.py's.")] = 0.15,
+    strict: Annotated[bool, typer.Option("--strict", help="Write nothing where a file cannot be used.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Writes a data set as tar shards in the WebDataset convention, so that a large one has few files.
+
+    Images keep their bytes, names, labels and splits; splits that the data lacks are drawn as train.py draws them.
+    """
+    from imgcls.data.images import count_files
+    from imgcls.data.shard_writer import parse_size, write_shards
+    from imgcls.data.sources import open_source
+    from imgcls.errors import DataError
+
+    size_bytes = parse_size(size)
+    opened = open_source(source, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    try:
+        written = write_shards(opened, out, size_bytes=size_bytes, seed=seed, strict=strict)
+    except OSError as err:
+        raise DataError(f"{out}: cannot be written: {err}; choose another folder") from err
+    for problem in written.problems:
+        typer.echo(f"left out: {problem.name}: {problem.reason}", err=True)
+    if as_json:
+        fields = {"folder": str(out), "shards": written.shards, "images": written.images}
+        print(json.dumps(fields | {"left_out": count_files(written.problems)}, indent=1))
+    else:
+        total, shards = sum(written.images.values()), sum(written.shards.values())
+        each = ", ".join(f"{name} {count:,}" for name, count in written.images.items())
+        print(f"wrote {total:,} images ({each}) in {shards:,} shards; next: python train.py --data {out}")

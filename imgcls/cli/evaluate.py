@@ -23,14 +23,16 @@ def evaluate(
         typer.Option(
             "--test",
             metavar="NAME=SOURCE",
-            help="A test set; may be repeated. SOURCE is digits, torchvision:NAME, a folder, a .zip, a .csv or a "
-            ".jsonl, and may end in ,split=val ,noise=25 ,rotate=15 ,blur=1 ,brightness=0.7 ,jpeg=20. "
+            help="A test set; may be repeated. SOURCE is digits, torchvision:NAME, a folder, a .zip, a .csv, a "
+            ".jsonl or .tar shards, and may end in ,split=val ,noise=25 ,rotate=15 ,blur=1 ,brightness=0.7 ,jpeg=20. "
             "[default: the run's own data]",
         ),
     ] = None,
     slices: Annotated[
         list[str] | None,
-        typer.Option("--slice", metavar="COLUMN", help="Numbers by this column of a .csv or .jsonl; may be repeated."),
+        typer.Option(
+            "--slice", metavar="COLUMN", help="Numbers by this column of a .csv, .jsonl or .tar; may be repeated."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to write. [default: RUN]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,

@@ -3,6 +3,6 @@
     text ─ open_source ─► DataSource ─ check_source ─► warnings
                               └─ splits["train"] ─ load_pixels ─► PixelSet
 
-train.py and imgcls.evaluation call this room; serving never does. Nothing here writes an image, and every image is
-decoded by model.images.decode_image, as in serving.
+train.py and imgcls.evaluation call this room; serving never does. Nothing here changes an image: shard_writer
+copies their bytes. Every image is decoded by model.images.decode_image, as in serving.
 """

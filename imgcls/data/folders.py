@@ -14,11 +14,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from imgcls.data.images import Problem
-from imgcls.data.listing import IMAGE_SUFFIXES, SPLIT_NAMES, Entry, Listing
+from imgcls.data.listing import IMAGE_SUFFIXES, SPLIT_NAMES, Entry, Listing, is_visible
 from imgcls.data.zips import ZipReader
 from imgcls.errors import DataError
-
-_LEFTOVERS = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def list_zip(path: Path) -> Listing:
         names = [PurePosixPath(name) for name in reader.names() if not name.endswith("/")]
     except OSError as err:
         raise DataError(f"{path}: {err}; expected a zip of class folders, so make it again") from err
-    files = {name: partial(reader.read, str(name)) for name in sorted(names) if _is_visible(name)}
+    files = {name: partial(reader.read, str(name)) for name in sorted(names) if is_visible(name)}
     return list_tree(Tree(files, ()))
 
 
@@ -84,7 +82,7 @@ def _walk_folder(root: Path) -> Tree:
         inside = PurePosixPath(folder.relative_to(root).as_posix())
         folders.append(inside)
         for path in sorted(folder.iterdir()):
-            if path.is_file() and _is_visible(inside / path.name):
+            if path.is_file() and is_visible(inside / path.name):
                 files[inside / path.name] = path.read_bytes
     return Tree(files, tuple(folders))
 
@@ -97,12 +95,8 @@ def _walk(folder: Path, *, seen: set[str]) -> Iterator[Path]:
     seen.add(real)
     yield folder
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and _is_visible(PurePosixPath(path.name)):
+        if path.is_dir() and is_visible(PurePosixPath(path.name)):
             yield from _walk(path, seen=seen)
-
-
-def _is_visible(path: PurePosixPath) -> bool:
-    return not any(part.startswith(".") or part in _LEFTOVERS for part in path.parts)
 
 
 def _count_wrappers(tree: Tree) -> int:

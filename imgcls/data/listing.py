@@ -1,15 +1,17 @@
 """A listing: every labelled file of a source, before classes are numbered and splits are made.
 
-The layouts (folders, tables, builtin) each produce one; `imgcls.data.splits` makes the splits from it.
+The layouts (folders, tables, shards, builtin) each produce one; `imgcls.data.splits` makes the splits from it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from imgcls.data.images import Problem
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_LEFTOVERS = ("__MACOSX", "Thumbs.db", "desktop.ini")
 
 
 @dataclass(frozen=True)
@@ -29,3 +31,8 @@ class Listing:
 
     entries: tuple[Entry, ...]
     problems: tuple[Problem, ...] = ()
+
+
+def is_visible(path: PurePosixPath) -> bool:
+    """Tells a user's file from a hidden one, and from what operating systems leave."""
+    return not any(part.startswith(".") or part in _LEFTOVERS for part in path.parts)

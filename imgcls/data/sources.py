@@ -4,6 +4,7 @@
     torchvision:CIFAR10         downloaded to data/torchvision where it is missing
     FOLDER  FILE.zip            class folders, or train, val and test folders of them
     FILE.csv  FILE.jsonl        rows with path, label and optionally split; paths are relative to the file
+    FILE.tar  FOLDER  train-*.tar   WebDataset shards: one, a folder of nothing else, or those that match
 
 Any of them may end in `,key=value` parts: `split=val` chooses what an evaluation reads, the others perturb its images
 (imgcls.data.perturb).
@@ -18,11 +19,12 @@ from imgcls.data.folders import list_folder, list_zip
 from imgcls.data.images import DataSource
 from imgcls.data.listing import SPLIT_NAMES, Entry, Listing
 from imgcls.data.perturb import parse_perturbation
+from imgcls.data.shards import find_shards, list_shards
 from imgcls.data.splits import SplitRule, number_classes, split_entries
 from imgcls.data.tables import list_table
 from imgcls.errors import DataError, UsageError
 
-ACCEPTED = "digits, torchvision:NAME, a folder, a .zip, a .csv or a .jsonl"
+ACCEPTED = "digits, torchvision:NAME, a folder, a .zip, a .csv, a .jsonl or .tar shards"
 _SETTING = re.compile(r"(?P<rest>.*),(?P<key>\w+)=(?P<value>[^,]*)", re.DOTALL)
 
 
@@ -89,13 +91,23 @@ def _list_base(base: str, *, download: bool) -> Listing:
         return list_torchvision(base.removeprefix("torchvision:"), download=download)
     path = Path(base)
     if path.is_dir():
-        return list_folder(path)
+        shards = find_shards(path)
+        return list_shards(shards) if shards else list_folder(path)
+    if path.suffix == ".tar" and (shards := [path] if path.is_file() else _expand(base)):
+        return list_shards(shards)
     if path.is_file() and path.suffix.lower() == ".zip":
         return list_zip(path)
     if path.is_file() and path.suffix.lower() in (".csv", ".jsonl"):
         return list_table(path)
     what = f"a file of kind {path.suffix or '(none)'}" if path.exists() else "no such file, folder or name"
     raise UsageError(f"{base!r} is {what}; accepted as data are {ACCEPTED}")
+
+
+def _expand(pattern: str) -> list[Path]:
+    """Returns the files that a pattern such as shards/train-*.tar matches, in the order of their names."""
+    if "{" in pattern:
+        raise UsageError(f"{pattern!r} has braces, which are not expanded; write such as train-*.tar, or the folder")
+    return sorted(Path(pattern).parent.glob(Path(pattern).name))
 
 
 def _require_images(listing: Listing) -> tuple[Entry, ...]:

@@ -38,7 +38,7 @@ def read_columns(samples: Sequence[Sample], names: Sequence[str], *, where: str)
     known = sorted({key for sample in samples for key in sample.columns})
     for name in names:
         if name not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none; only .csv and .jsonl sources do"
+            has = f"it has {', '.join(known)}" if known else "it has none; only .csv, .jsonl and .tar sources do"
             raise DataError(f"{where}: has no column {name!r} to slice by; {has}")
     return {
         name: _read_column([sample.columns.get(name, "") for sample in samples], name, where=where) for name in names

@@ -50,7 +50,7 @@ class TrainConfig(BaseSettings):
     )
 
     data: str = Field(
-        "digits", description="images: digits, a folder, a .zip, a .csv, a .jsonl, torchvision:CIFAR10, …"
+        "digits", description="images: digits, a folder, a .zip, a .csv, a .jsonl, .tar shards, torchvision:CIFAR10, …"
     )
     out: Path = Field(Path("runs/latest"), description="the run directory to write")
     overwrite: bool = Field(False, description="replace a run that is already there")

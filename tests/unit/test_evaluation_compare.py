@@ -107,7 +107,7 @@ def test_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path,
     run = write_run(tmp_path / "run")
     with pytest.raises(DataError, match="has no column 'lens' to slice by; it has camera, hour"):
         evaluate_run(run, tests={"t": str(table)}, slices=["lens"])
-    with pytest.raises(DataError, match=r"it has none; only \.csv and \.jsonl sources do"):
+    with pytest.raises(DataError, match=r"it has none; only \.csv, \.jsonl and \.tar sources do"):
         evaluate_run(run, tests={"t": str(photos)}, slices=["lens"])
 
 
