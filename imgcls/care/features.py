@@ -5,7 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from imgcls.data.images import Problem
 from imgcls.data.sources import open_source
@@ -15,6 +17,8 @@ from imgcls.evaluation.run import CONFIG_FILE, choose_device, read_run_data
 from imgcls.training.head import find_head
 from model.classifier import Classifier
 from model.engines.eager import EagerEngine
+
+SIDE = 16  # of thumbnails, in pixels
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class Features:
         names: of the images, N of them.
         labels: int64 (N,).
         values: float32 (N, D), what comes into the last layer.
+        thumbnails: uint8 (N, P), the pixels at a side of at most SIDE, which no training has touched.
         problems: what could not be decoded.
     """
 
@@ -35,6 +40,7 @@ class Features:
     names: tuple[str, ...]
     labels: npt.NDArray[np.int64]
     values: npt.NDArray[np.float32]
+    thumbnails: npt.NDArray[np.uint8]
     problems: tuple[Problem, ...]
 
 
@@ -59,32 +65,42 @@ def read_features(run: Path, *, data: str | None = None, device: str = "auto", p
         raise DataError(f"{text}: has no train split; it has {', '.join(source.splits)}; give the images of training")
     classifier = Classifier.load(run, device=choose_device(device))
     found: list[npt.NDArray[np.float32]] = []
+    small: list[npt.NDArray[np.uint8]] = []
 
     def remember(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.append(inputs[0].flatten(1).float().cpu().numpy())
 
-    watched = _find_head(classifier, run).register_forward_pre_hook(remember)
+    def shrink(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        side = min(SIDE, inputs[0].shape[-1])
+        pixels = functional.adaptive_avg_pool2d(inputs[0].float(), side)
+        small.append(pixels.flatten(1).round().to(torch.uint8).cpu().numpy())
+
+    network, head = _find_layers(classifier, run)
+    watched = head.register_forward_pre_hook(remember), network.register_forward_pre_hook(shrink)
     try:
         images = rename_classes(source.splits["train"], classifier.spec.classes)
         answers = predict_images(classifier, images, progress=progress)
     except DataError as err:
         raise DataError(f"{text}: {err}") from err
     finally:
-        watched.remove()
+        for hook in watched:
+            hook.remove()
     return Features(
         source=text,
         classes=classifier.spec.classes,
         names=answers.names,
         labels=answers.labels,
         values=np.concatenate(found),
+        thumbnails=np.concatenate(small),
         problems=(*source.problems, *answers.problems),
     )
 
 
-def _find_head(classifier: Classifier, run: Path) -> nn.Module:
+def _find_layers(classifier: Classifier, run: Path) -> tuple[nn.Module, nn.Module]:
+    """Returns what takes the pixels, and what makes the logits."""
     if not isinstance(classifier.engine, EagerEngine):
         raise RunError(f"{run}: is not run by PyTorch itself; expected a run directory")
     try:
-        return find_head(classifier.engine.module.network)
+        return classifier.engine.module, find_head(classifier.engine.module.network)
     except UsageError as err:
         raise UsageError(f"{run}: its network has no last layer of its own, whose inputs could be screened") from err

@@ -126,14 +126,16 @@ def screen(
         print(found.model_dump_json(indent=1))
     else:
         table = Table("class")
-        for column in ("images", "silhouette", "small cluster", "named"):
+        for column in ("images", "silhouette", "small cluster", "neighbours", "named"):
             table.add_column(column, justify="right")
         table.add_column("verdict")
         for each in found.classes:
-            numbers = ("", "", "", "not judged: too few images, or features that are not finite")
+            numbers = ("", "", "", "", "not judged: too few images, or features that are not finite")
             if each.silhouette is not None and each.cluster_share is not None:
                 verdict = "suspect" if each.is_suspect else "nothing found"
-                numbers = (f"{each.silhouette:.2f}", f"{each.cluster_share:.0%}", f"{len(each.named):,}", verdict)
+                cluster = f"{each.silhouette:.2f}", f"{each.cluster_share:.0%}"
+                neighbours = "" if each.neighbours is None else f"{each.neighbours:.2f}"
+                numbers = (*cluster, neighbours, f"{len(each.named):,}", verdict)
             table.add_row(escape(each.label), f"{each.images:,}", *numbers)
         console = Console()
         console.width = console.width if console.is_terminal else 120
