@@ -221,7 +221,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
     except Stopped:
         checkpoints.save(progress)
         if privacy:
-            log(f"private so far:{privacy.write()}")
+            log(f"private so far: {privacy.write().strip()}")
         if world.is_main and not progress.history:  # so that what was learnt can be served
             write_weights(run, judged)
         log(

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 import statistics
 from pathlib import Path
 
@@ -166,6 +168,21 @@ def test_a_resumed_run_ends_with_the_same_weights_and_the_same_account(tmp_path,
         assert (again / "weights.safetensors").read_bytes() == (whole / "weights.safetensors").read_bytes()
         assert read_privacy(again) == read_privacy(whole)
         shutil.rmtree(again)
+
+
+def test_a_run_that_is_stopped_in_its_first_epoch_says_what_its_weights_have_cost(
+    tmp_path, train_photos, monkeypatch, capsys
+):
+    privatise = Privacy.privatise
+
+    def privatise_and_stop(self, progress):
+        privatise(self, progress)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Privacy, "privatise", privatise_and_stop)
+    assert train_photos(tmp_path / "run", *SMALL, "--dp-noise", 1) == 130
+    assert read_privacy(tmp_path / "run")["steps"] == 1
+    assert "private so far: epsilon " in capsys.readouterr().err
 
 
 def test_two_runs_of_one_seed_draw_other_noise(tmp_path, train_photos):
