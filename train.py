@@ -35,6 +35,7 @@ try:
     from imgcls.training.head import set_training
     from imgcls.training.lr_finder import find_lr
     from imgcls.training.optimise import make_ema, make_optimiser, make_scaler, make_schedule
+    from imgcls.training.privacy import open_privacy
     from imgcls.training.progress import EpochProgress, log
     from imgcls.training.randomness import Draw, be_deterministic, drawing_at, generator_at, seed_everything
     from imgcls.training.record import write_record
@@ -108,10 +109,11 @@ def train_classifier(config: TrainConfig, world: World) -> int:
     ema = make_ema(network, config)
     judged = ema.module if ema else network  # whose weights are validated and become the run's
     gradient_filter = GradientFilter(network, config, run=run, names=train.names, classes=classes, world=world)
+    privacy = open_privacy(network, optimiser, config, train, run=run, world=world)
 
     # Where the run stands: at its start, or at a checkpoint.
     parts: dict[str, Part] = {"network": network, "optimiser": optimiser, "schedule": schedule, "scaler": scaler}
-    parts |= {"filter": gradient_filter} | ({"ema": ema} if ema else {})
+    parts |= {"filter": gradient_filter} | ({"ema": ema} if ema else {}) | ({"privacy": privacy} if privacy else {})
     checkpoints = Checkpoints(run, config, parts, world=world)
     record = make_record(config, source, digests, device=device)
     world.draw_apart(config.seed)
@@ -171,7 +173,9 @@ def train_classifier(config: TrainConfig, world: World) -> int:
                                 scaler.scale(part_loss * world.size).backward()  # which takes the mean over processes
                             loss += part_loss.detach()
                             right += (logits.argmax(1) == labels).sum()
-                        # Step, unless the filter skips it.
+                        # Step, unless the filter skips it. In a private run both see the private gradient only.
+                        if privacy:
+                            privacy.privatise(progress)
                         scaler.unscale_(optimiser)
                         totals = world.sum(loss, right, stop.is_asked)
                         is_allowed, value = gradient_filter.allows(batch, totals[0], progress=progress, scaler=scaler)
@@ -193,7 +197,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
                 # Validate. The best epoch's weights, the history and the checkpoint are written in this order, so that
                 # a run that is killed between two of them does this again.
                 val_loss, val_accuracy = validate(judged, normalise, val, world=world, stop=stop)
-                remark = gradient_filter.end_epoch(progress)
+                remark = gradient_filter.end_epoch(progress) + (privacy.write() if privacy else "")
                 epoch = Epoch(
                     epoch=number,
                     lr=optimiser.param_groups[-1]["lr"],
@@ -216,6 +220,8 @@ def train_classifier(config: TrainConfig, world: World) -> int:
                 )
     except Stopped:
         checkpoints.save(progress)
+        if privacy:
+            log(f"private so far: {privacy.write().strip()}")
         if world.is_main and not progress.history:  # so that what was learnt can be served
             write_weights(run, judged)
         log(
@@ -225,6 +231,8 @@ def train_classifier(config: TrainConfig, world: World) -> int:
         return 130
     if progress.epoch <= config.epochs:
         log(f"stopped early: {config.patience} epochs without a better validation accuracy")
+    if privacy:
+        log(f"the training images are private with {privacy.describe()}; what is not: docs/training.md")
     log(f"wrote {run}; next: imgcls evaluate {run}, then ./build_mar.sh {run}")
     return 0
 

@@ -129,6 +129,7 @@ def _describe_training(facts: Facts) -> str:
             f"libraries: {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
             f"on: {record.device}, seed {record.seed}",
             f"started from: {_describe_parent(record)}",
+            *_describe_privacy(record),
             *(f"resumed at epoch {part.first_epoch}{_describe_changes(part.changed)}" for part in record.resumed),
         ]
         if record.first_epoch > 1:
@@ -152,6 +153,14 @@ def _describe_parent(record: TrainRecord) -> str:
         return "random weights"
     sha256 = f", SHA-256 `{record.parent.sha256[:SHORT]}`" if record.parent.sha256 else ""
     return f"{_escape(record.parent.name)}{sha256}"
+
+
+def _describe_privacy(record: TrainRecord) -> Iterator[str]:
+    if found := record.privacy:
+        yield (
+            f"privacy: ({found.epsilon:.3g}, {found.delta:.3g})-differentially private for each training image, by "
+            f"{found.steps:,} steps of DP-SGD with noise {found.noise_multiplier:.3g} and clip {found.clip_norm:g}"
+        )
 
 
 def _describe_changes(changed: Mapping[str, Any]) -> str:

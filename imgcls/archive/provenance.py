@@ -133,7 +133,8 @@ def _describe_training(record: TrainRecord | None) -> Fields:
     if record is None:
         return {RECORD_FILE: NOT_RECORDED}
     fields = record.model_dump(mode="json", include={"device", "versions", "first_epoch", "resumed"})
-    return {"trainingRun": fields}
+    privacy = {"privacy": record.privacy.model_dump(mode="json")} if record.privacy else {}
+    return {"trainingRun": fields | privacy}
 
 
 def _list_dependencies(record: TrainRecord | None, *, files: Mapping[str, str]) -> list[Fields]:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from imgcls.cli.evaluate import Device
+
 app = typer.Typer(help="Looks at data sets, and packs them into shards.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -127,3 +129,66 @@ def shard(
         total, shards = sum(written.images.values()), sum(written.shards.values())
         each = ", ".join(f"{name} {count:,}" for name, count in written.images.items())
         print(f"wrote {total:,} images ({each}) in {shards:,} shards; next: python train.py --data {out}")
+
+
+@app.command()
+def screen(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, whose training images are screened.")],
+    *,
+    source: Annotated[
+        str | None,
+        typer.Option("--data", metavar="DATA", help="Where the training images are. [default: as the run says]"),
+    ] = None,
+    share: Annotated[
+        float, typer.Option(help="Part of a class that may be planted; 1.5 times as many are named.")
+    ] = 0.05,
+    device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.AUTO,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where a class is suspect.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Screens a run's training images for planted ones: spectral signatures and activation clusters, class by class.
+
+    Writes poison.csv into the run: the images that are named, with score and reason.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from imgcls.care.features import read_features
+    from imgcls.care.poison import POISON_FILE, format_named, screen_features
+    from imgcls.errors import RunError, UsageError
+    from imgcls.files import write_atomic
+
+    if not 0 < share < 0.5:
+        raise UsageError(f"--share is {share:g}; expected above 0 and below 0.5, as planted images are not the most")
+    found = screen_features(read_features(run, data=source, device=device.value), share=share)
+    try:
+        write_atomic(run / POISON_FILE, format_named(found))
+    except OSError as err:
+        raise RunError(
+            f"{run / POISON_FILE}: cannot be written: {err.strerror}; make room or mend permissions"
+        ) from err
+    if as_json:
+        print(found.model_dump_json(indent=1))
+    else:
+        table = Table("class")
+        for column in ("images", "silhouette", "small cluster", "neighbours", "named"):
+            table.add_column(column, justify="right")
+        table.add_column("verdict")
+        for each in found.classes:
+            numbers = ("", "", "", "", "not judged: too few images, or features that are not finite")
+            if each.silhouette is not None and each.cluster_share is not None:
+                verdict = "suspect" if each.is_suspect else "nothing found"
+                cluster = f"{each.silhouette:.2f}", f"{each.cluster_share:.0%}"
+                neighbours = "" if each.neighbours is None else f"{each.neighbours:.2f}"
+                numbers = (*cluster, neighbours, f"{len(each.named):,}", verdict)
+            table.add_row(escape(each.label), f"{each.images:,}", *numbers)
+        console = Console()
+        console.width = console.width if console.is_terminal else 120
+        console.print(table)
+        print(f"wrote {run / POISON_FILE}; look at the images that it names before you believe it")
+    if found.suspects:
+        names = ", ".join(each.label for each in found.suspects[:10])
+        typer.echo(f"{'refused: ' if strict else ''}{len(found.suspects)} classes are suspect: {names}", err=True)
+        if strict:
+            raise typer.Exit(1)

@@ -1,13 +1,13 @@
 """Batches of uint8 pixels and labels: from memory where the split fits, decoded on demand where it does not."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import psutil
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from imgcls.data.images import ImageSet, Problem
 from imgcls.data.pixels import PixelDataset, PixelSet, drop_unreadable, estimate_bytes, load_pixels
@@ -16,6 +16,7 @@ from imgcls.training.augment import Transform, make_transform
 from imgcls.training.balance import draw_balanced
 from imgcls.training.config import TrainConfig
 from imgcls.training.distributed import World
+from imgcls.training.poisson import PoissonSampling
 from imgcls.training.randomness import Draw, drawing_at, generator_at
 from model.spec import ModelSpec
 
@@ -61,6 +62,7 @@ class Batches:
         seed: of the order and the transform.
         transform: of one image, uint8 (C, H, W) -> the same.
         is_balanced: each class is drawn equally often.
+        sampling: of a private run, which draws each step's images on its own.
         rank: of this process.
         processes: how many share each batch.
     """
@@ -72,6 +74,7 @@ class Batches:
     seed: int = 0
     transform: Transform | None = None
     is_balanced: bool = False
+    sampling: PoissonSampling | None = None
     rank: int = 0
     processes: int = 1
 
@@ -81,6 +84,8 @@ class Batches:
         In training each process has at least two images of it, as batch norm cannot take one: fewer are left out of
         the epoch.
         """
+        if self.sampling:
+            return self.sampling.steps
         full, rest = divmod(len(self.data), self.batch_size)
         drops_rest = self.shuffle and full > 0 and rest < 2 * self.processes
         return full if rest == 0 or drops_rest else full + 1
@@ -101,22 +106,30 @@ class Batches:
 
     def draw(self, epoch: int = 0, *, first: int = 0) -> Iterator[Batch]:
         """Yields the batches of an epoch, from number `first` on; their order is a function of seed and epoch."""
-        parts = torch.split(self._draw_order(epoch), self.batch_size)[first : len(self)]
+        parts = self._draw_parts(epoch, first=first)
         if isinstance(self.data, PixelSet) and self.transform is None:
             for among in parts:
                 places = torch.arange(self.rank, len(among), self.processes)
                 indices = among[places]
                 yield Batch(self.data.pixels[indices], self.data.labels[indices], indices, places, among)
             return
+        items = _Items(self, epoch)
         loader = DataLoader(
-            _Items(self, epoch),
+            items,
             batch_sampler=[part[self.rank :: self.processes].tolist() for part in parts],
             num_workers=self.workers,
             generator=torch.Generator(),  # else it draws the workers' seed from torch's global state
             pin_memory=torch.cuda.is_available(),
+            collate_fn=items.collate,
         )
         for (pixels, labels, indices), among in zip(loader, parts, strict=True):
             yield Batch(pixels, labels, indices, torch.arange(self.rank, len(among), self.processes), among)
+
+    def _draw_parts(self, epoch: int, *, first: int) -> Sequence[Tensor]:
+        """Returns the indices of each step's images."""
+        if self.sampling:
+            return [self.sampling.draw(epoch, step) for step in range(first, len(self))]
+        return torch.split(self._draw_order(epoch), self.batch_size)[first : len(self)]
 
     def _draw_order(self, epoch: int) -> Tensor:
         if not self.shuffle:
@@ -167,6 +180,7 @@ def open_batches(
         seed=config.seed,
         transform=make_transform(config, spec),
         is_balanced=config.balanced,
+        sampling=PoissonSampling(len(data), config.batch_size) if config.is_private else None,
         rank=world.rank,
         processes=world.size,
     )
@@ -193,3 +207,11 @@ class _Items(Dataset[tuple[Tensor, int, int]]):
             with drawing_at(Draw.TRANSFORM, self.batches.seed, self.epoch, index):
                 pixels = self.batches.transform(pixels)
         return pixels, label, index
+
+    def collate(self, items: list[tuple[Tensor, int, int]]) -> list[Tensor]:
+        """Stacks the images of a step; a private one may have none."""
+        if items:
+            stacked: list[Tensor] = default_collate(items)
+            return stacked
+        none = torch.zeros(0, dtype=torch.int64)
+        return [self[0][0].new_zeros((0, *self[0][0].shape)), none, none]

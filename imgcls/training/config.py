@@ -117,6 +117,14 @@ class TrainConfig(BaseSettings):
     drop_gradients: Positive | None = Field(
         None, description="drop images whose gradient is above median + this many MAD of the batch"
     )
+    dp_noise: Positive | None = Field(
+        None, description="train privately (DP-SGD) with this noise, as a multiple of dp-clip, such as 1"
+    )
+    dp_epsilon: Positive | None = Field(None, description="instead: with the noise that spends this epsilon on the run")
+    dp_clip: Positive = Field(1.0, description="to this norm each image's own gradient is clipped")
+    dp_delta: Fraction | None = Field(
+        None, description="of (epsilon, delta); default: the power of ten below 1 / training images"
+    )
     flip: bool = Field(False, description="augmentation: mirror half of the images")
     shift: Annotated[int, Field(ge=0)] = Field(0, description="augmentation: move each image by up to this many pixels")
 
@@ -149,6 +157,36 @@ class TrainConfig(BaseSettings):
                 "mixup or cutmix is given, and noise_rate or drop_gradients, which judge images unmixed; leave one off"
             )
         return self
+
+    @model_validator(mode="after")
+    def _privacy_agrees(self) -> Self:
+        if self.dp_noise is not None and self.dp_epsilon is not None:
+            raise ValueError("dp_noise and dp_epsilon are given, and each says how much noise there is; leave one off")
+        if not self.is_private:
+            if self.dp_delta is not None:
+                raise ValueError("dp_delta is given without dp_noise or dp_epsilon; give one, or leave dp_delta off")
+            return self
+        clashes: dict[str, tuple[object, str]] = {
+            "mixup": (self.mixup, "which gives an image a part in others' gradients"),
+            "cutmix": (self.cutmix, "which gives an image a part in others' gradients"),
+            "accumulate": (self.accumulate > 1, "whose parts Opacus would clip apart"),
+            "noise_rate": (self.noise_rate, "which judges single images by their loss"),
+            "drop_gradients": (self.drop_gradients, "which judges single images by their gradient"),
+            "balanced": (self.balanced, "as each image must be drawn with the same chance"),
+            "class_weights": (self.class_weights, "which are counted from the images"),
+            "compile": (self.compile, "which Opacus' hooks do not go through"),
+            "amp": (self.amp, "in which gradients of single images are too coarse to clip"),
+            "deterministic": (self.deterministic, "which would let the noise be drawn again and taken off"),
+        }
+        for name, (is_given, reason) in clashes.items():
+            if is_given:
+                raise ValueError(f"{name} does not go together with dp_noise or dp_epsilon: {reason}; leave one off")
+        return self
+
+    @property
+    def is_private(self) -> bool:
+        """Whether training is differentially private."""
+        return self.dp_noise is not None or self.dp_epsilon is not None
 
     def dump(self) -> str:
         """Returns the configuration as YAML; `train.py --config` repeats the run from it."""

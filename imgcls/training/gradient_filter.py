@@ -106,7 +106,8 @@ class GradientFilter:
         """
         value, norm = torch.stack([loss.detach().float(), self.steps.measure()]).tolist()  # one wait for the device
         is_scaled = not math.isfinite(norm) and scaler.is_enabled() and scaler.get_scale() > 1
-        rejection = self.steps.judge(loss=value, norm=norm, is_scaled=is_scaled)
+        # A private step is judged by its private gradient only: the loss would tell of single images.
+        rejection = self.steps.judge(loss=0.0 if self.config.is_private else value, norm=norm, is_scaled=is_scaled)
         if rejection is None:
             return True, value
         self.rejections.add(

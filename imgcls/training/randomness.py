@@ -23,6 +23,8 @@ class Draw(IntEnum):
     AUGMENT = 1
     TRANSFORM = 2
     MIX = 3
+    POISSON = 4
+    NOISE = 5
 
 
 def seed_everything(seed: int) -> None:

@@ -63,6 +63,19 @@ class RejectionRecord(_Part):
     counts: dict[str, int]
 
 
+class PrivacyRecord(_Part):
+    """What DP-SGD has spent: the training images' (epsilon, delta) after `steps`, for weights of any of its epochs."""
+
+    mechanism: Literal["DP-SGD, Poisson sampling"] = "DP-SGD, Poisson sampling"
+    accountant: Literal["RDP"] = "RDP"
+    noise_multiplier: float
+    clip_norm: float
+    sample_rate: float
+    steps: int
+    epsilon: float
+    delta: float
+
+
 class Resumption(_Part):
     """A later part of the run; `changed` holds what of the record was different then.
 
@@ -90,6 +103,7 @@ class TrainRecord(_Part):
     first_epoch: int = 1
     resumed: tuple[Resumption, ...] = ()
     rejections: RejectionRecord | None = None
+    privacy: PrivacyRecord | None = None
 
 
 def write_record(run: Path, record: TrainRecord, *, first_epoch: int, first_step: int) -> None:
@@ -112,7 +126,20 @@ def write_rejections(run: Path, rejections: RejectionRecord) -> None:
     Raises:
         RunError: the record cannot be read.
     """
-    record = read_record(run / RECORD_FILE).model_copy(update={"rejections": rejections})
+    _update(run, rejections=rejections)
+
+
+def write_privacy(run: Path, privacy: PrivacyRecord) -> None:
+    """Writes into a run's train_record.json what its privacy has cost so far.
+
+    Raises:
+        RunError: the record cannot be read.
+    """
+    _update(run, privacy=privacy)
+
+
+def _update(run: Path, **parts: RejectionRecord | PrivacyRecord) -> None:
+    record = read_record(run / RECORD_FILE).model_copy(update=parts)
     write_atomic(run / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
 
 

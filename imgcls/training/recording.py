@@ -21,7 +21,7 @@ from imgcls.training.record import (
 )
 
 CODE = ("imgcls", "model", "train.py")
-LIBRARIES = ("numpy", "pillow", "safetensors", "scikit-learn", "timm", "torch", "torchvision")
+LIBRARIES = ("numpy", "opacus", "pillow", "safetensors", "scikit-learn", "timm", "torch", "torchvision")
 
 
 def make_record(config: TrainConfig, source: DataSource, digests: Digests, *, device: torch.device) -> TrainRecord:

@@ -106,6 +106,7 @@ def _clear(run: Path) -> None:
         "calibration.json",
         "report.html",
         "history.csv",
+        "poison.csv",
     )
     for name in written:
         (run / name).unlink(missing_ok=True)

@@ -68,6 +68,16 @@ def test_a_card_tells_data_code_and_settings_of_a_trained_run_but_not_where_they
     assert str(photos.parent) not in card and str(trained.parent) not in card
 
 
+def test_a_card_of_a_private_run_tells_epsilon_and_delta_and_of_another_nothing(tmp_path, train_photos, trained):
+    run = tmp_path / "private"
+    train_photos(run, "--dp-noise", 2, "--dp-delta", 1e-3, "--parameters", '{"widths": [3]}')
+    epsilon = json.loads((run / "train_record.json").read_text())["privacy"]["epsilon"]
+    training = section(make_card(run), "Training")
+    assert f"- privacy: ({epsilon:.3g}, 0.001)-differentially private for each training image, by 3 steps" in training
+    assert "with noise 2 and clip 1" in training
+    assert "differentially private" not in make_card(trained)
+
+
 @pytest.mark.parametrize(("dirty", "text"), [(True, "**with uncommitted changes**"), (False, "`, hash `")])
 def test_a_card_says_whether_the_code_was_the_commits(tmp_path, write_run, trained, dirty, text):
     run = write_run(tmp_path / "run")
