@@ -12,9 +12,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 data="${1:-torchvision:CIFAR10}" bin="${BIN:-.venv/bin}" run="${RUN:-runs/cifar10}" state="${STATE:-.imgcls/cifar10}"
 store="${STORE:-$run}"
 
-time "$bin/python" train.py --data "$data" --out "$run" --overwrite --epochs 25 --batch-size 128 --val-fraction 0.1 \
+time "$bin/python" train.py --data "$data" --out "$run" --overwrite --epochs 18 --batch-size 128 --val-fraction 0.1 \
     --lr 0.1 --nesterov --weight-decay 5e-4 --schedule one-cycle --flip --shift 4 --amp bf16 \
-    --parameters '{"widths": [32, 64, 128], "convolutions": 2, "hidden": 256, "norm": "batch"}'
+    --parameters '{"widths": [64, 128, 256], "convolutions": 2, "hidden": 128, "norm": "batch", "dropout": 0.3}'
 
 "$bin/imgcls" evaluate "$run" --test test="$data" --test noisy="$data,noise=20" --test rotated="$data,rotate=15"
 ./build_mar.sh "$run" --store "$store"
