@@ -10,7 +10,7 @@ from imgcls.gateway.routes import public_routes, shadow_routes
 from imgcls.gateway.settings import Settings
 from imgcls.gateway.table import Hold, Model, Shadow, Table, TableFile, Version
 
-HOLD = Hold(server="main", seconds=0.5)
+HOLD = Hold(server="main", seconds=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,11 @@ def test_requests_of_a_held_version_wait_their_time_and_those_of_others_do_not(g
     gateway.table = gateway.table.with_model(model.with_hold("1.0", HOLD))
     gateway.apply()
     for path in ("/predictions/flowers", "/predictions/flowers/1.0", "/v2/models/flowers/infer"):
-        assert 0.5 <= asked_s(gateway, path) < 2
-    assert asked_s(gateway, "/predictions/birds") < 0.4
+        assert asked_s(gateway, path) > 0.95  # timers differ by a little
+    assert asked_s(gateway, "/predictions/birds") < 0.8
     gateway.table = gateway.table.with_model(model)
     gateway.apply()
-    assert asked_s(gateway, "/predictions/flowers") < 0.4
+    assert asked_s(gateway, "/predictions/flowers") < 0.8
 
 
 def test_hold_reaches_copies_and_grpc() -> None:
@@ -44,11 +44,11 @@ def test_hold_reaches_copies_and_grpc() -> None:
     model = Model(name="m", default="1", versions=tuple(rows), shadow=Shadow(version="2", percent=50))
     copies = shadow_routes(Table(models=(model.with_hold("2", HOLD),)), Settings())
     route = copies["virtual_hosts"][0]["routes"][0]
-    assert "0.500s" in str(route["typed_per_filter_config"])
+    assert "1.000s" in str(route["typed_per_filter_config"])
     for held, expected in ((None, False), (HOLD, True)):
         routes = public_routes(Table(models=(model.with_hold("1", held),)), Settings(), guard={})
         grpc = [each for each in routes["virtual_hosts"][0]["routes"] if each["name"] == "grpc"]
-        assert [("0.500s" in str(each["typed_per_filter_config"])) for each in grpc] == [expected] * len(grpc)
+        assert [("1.000s" in str(each["typed_per_filter_config"])) for each in grpc] == [expected] * len(grpc)
 
 
 def test_hold_is_kept_on_disk(tmp_path: Path) -> None:
