@@ -57,7 +57,7 @@ class Version(_Row):
     servers: tuple[str, ...] | None = None  # which have it; None: all
     autoscale: Autoscale | None = None  # workers follow the load; None: they stay
     draining: tuple[str, ...] = ()  # of these: get no new requests for a moment, as they lose a worker
-    hold: Hold | None = None
+    hold: Hold | None = None  # all new requests wait; None: none does
 
 
 class Shadow(_Row):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -117,7 +118,6 @@ def test_only_the_head_learns_while_the_rest_is_frozen(tmp_path, train_photos):
 
 
 def test_the_head_of_a_timm_network_is_timms():
-    timm = pytest.importorskip("timm")
     network = timm.create_model("resnet18", num_classes=3)
     assert find_head(network) is network.fc
     set_training(network, is_frozen=True)
@@ -165,7 +165,7 @@ def test_a_warm_up_rises_to_the_rate_and_the_schedule_goes_on():
 
 
 def test_layers_learn_slower_the_deeper_they_lie():
-    network = pytest.importorskip("timm").create_model("resnet18", num_classes=3)
+    network = timm.create_model("resnet18", num_classes=3)
     groups = make_optimiser(network, configure("--layer-decay", 0.5, "--lr", 1)).param_groups
     rate = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert rate[id(network.fc.weight)] == 1
