@@ -59,10 +59,12 @@ SPOILT = {
         ),
     },
     "slow": {HANDLER: (RUN, f"            __import__('time').sleep(0.25)\n{RUN}")},
+    # Every twentieth answer, counted, not drawn: the few golden inputs are answered, so that the canary has to see it.
     "fails": {
         HANDLER: (
             "            if answer.phrase:",
-            "            if __import__('random').random() < 0.05:\n"
+            "            self.answered = getattr(self, 'answered', 0) + 1\n"
+            "            if self.answered % 20 == 0:\n"
             "                context.set_response_status(code=500, phrase='spoilt', idx=index)\n"
             "            elif answer.phrase:",
         )
