@@ -19,7 +19,7 @@ def draw_overlay(
     """Returns a PNG, RGB, square, at least SMALLEST_SIDE wide: the hotter, the more colour lies over the image.
 
     Args:
-        pixels: uint8 (C, H, W) with 1, 3 or 4 channels.
+        pixels: uint8 (C, H, W); of more than four channels the first three are shown, of two the first.
         heat_map: (rows, columns), 0..1.
         texts: go into the PNG's text chunks.
     """
@@ -41,9 +41,9 @@ def draw_overlay(
 def _to_rgb(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     """(C, H, W) -> a picture; transparent pixels become white."""
     rows = pixels.transpose(1, 2, 0)
-    if len(pixels) == 1:
+    if len(pixels) < 3:
         return Image.fromarray(rows[:, :, 0]).convert("RGB")
     if len(pixels) == 4:
         layer = Image.fromarray(np.ascontiguousarray(rows))
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return Image.fromarray(np.ascontiguousarray(rows))
+    return Image.fromarray(np.ascontiguousarray(rows[:, :, :3]))

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from model.cores import count_cores
+from model.decode_limits import MAX_BYTES, MAX_PIXELS
 from model.engines.kinds import AUTO, parse_kind
 from model.errors import EngineError, SpecError, describe_validation_error
-from model.images import MAX_BYTES, MAX_PIXELS
 
 Positive = Annotated[int, Field(ge=1)]
 WORKERS_VARIABLE = "IMGCLS_WORKERS"

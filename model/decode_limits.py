@@ -14,11 +14,14 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from model.errors import ImageTooLargeError, UndecodableImageError, UnsupportedImageError
 
+MAX_PIXELS = 50_000_000  # 200 MB, as Pillow holds RGB; a current phone's photograph has 12 to 50 million
+MAX_BYTES = 100_000_000  # half of what MAX_PIXELS take uncompressed; TorchServe's own limit is 6.5 MB unless raised
 MAX_SCANS = 32  # of a JPEG; encoders write 10, optimisers some 20
 MAX_SEGMENTS = 1000  # of a JPEG before its first scan; a colour profile takes up to 255
 MAX_CHUNKS = 1000  # of a PNG, without those of frames
 PIXEL_CHUNK_BYTES = 256  # a PNG may have one more chunk of pixels for each; encoders write 8 kB and more
 MAX_STRAY_BYTES = 65_536  # between the segments of a JPEG's header
+MAX_TILE_PIXELS = 4_194_304  # of a TIFF, which costs a whole tile's memory for one pixel of it; writers make 512 x 512
 MAX_RUN_LENGTH_PIXELS = 4_000_000  # of a run-length coded BMP, which Pillow decodes in Python
 
 _FRAME_CHUNKS = {b"fcTL", b"fdAT"}
@@ -27,7 +30,7 @@ _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15, without DH
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xDA)}
 _AFTER_ENTROPY = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker: neither a stuffed byte, a restart nor padding
-_STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
+_STRIP_OFFSETS, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 273, 322, 323, 324
 
 
 def check_file(data: bytes) -> None:
@@ -51,12 +54,27 @@ def check_opened(image: Image.Image, data: bytes) -> None:
 
     Raises:
         ImageTooLargeError: a run-length coded BMP of more than MAX_RUN_LENGTH_PIXELS.
-        UndecodableImageError: a TIFF whose JPEG strips have more than MAX_SCANS each, on average.
+        UndecodableImageError: a TIFF whose tiles have more than MAX_TILE_PIXELS, or whose JPEG strips have more than
+            MAX_SCANS each, on average.
     """
     if isinstance(image, BmpImageFile) and any(tile.codec_name == "bmp_rle" for tile in image.tile):
         _check_run_length_pixels(*image.size)
+    if isinstance(image, TiffImageFile):
+        check_tile(image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0))
     if isinstance(image, TiffImageFile) and "jpeg" in str(image.info.get("compression")):
         _check_strips(data, strips=len(image.tag_v2.get(_STRIP_OFFSETS) or image.tag_v2.get(_TILE_OFFSETS) or "?"))
+
+
+def check_tile(width: int, height: int) -> None:
+    """Refuses a TIFF of huge tiles, each of which is unpacked whole, however small the picture.
+
+    Raises:
+        UndecodableImageError: more than MAX_TILE_PIXELS.
+    """
+    if width * height > MAX_TILE_PIXELS:
+        raise UndecodableImageError(
+            f"the TIFF has tiles of {width} x {height} pixels; at most {MAX_TILE_PIXELS} are accepted; save strips"
+        )
 
 
 def _check_run_length_pixels(width: int, height: int) -> None:

@@ -1,8 +1,8 @@
 """From untrusted bytes to an upright 8-bit picture with the channels that the network wants.
 
-Every image of the project, in training as in serving, enters through `decode_image`. It never trusts the bytes: the
-format must be one of FORMATS; bytes, pixels (as the header has them) and what else can cost time or memory are counted
-before any is spent (model.decode_limits).
+Every picture of the project, in training as in serving, enters through `decode_picture`; bands have model.bands. It
+never trusts the bytes: the format must be one of FORMATS; bytes, pixels (as the header has them) and what else can cost
+time or memory are counted before any is spent (model.decode_limits).
 """
 
 import io
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from model.decode_limits import check_file, check_opened
+from model.bands import count_samples
+from model.decode_limits import MAX_BYTES, MAX_PIXELS, check_file, check_opened
 from model.errors import EmptyImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageError
+from model.tiff import is_tiff, read_tiff_header
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 50_000_000  # 200 MB, as Pillow holds RGB; a current phone's photograph has 12 to 50 million
-MAX_BYTES = 100_000_000  # half of what MAX_PIXELS take uncompressed; TorchServe's own limit is 6.5 MB unless raised
 
 _MODE_BY_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _MODES_16_BIT = {"I;16", "I;16B", "I;16L", "I;16N"}
@@ -106,7 +106,12 @@ def decode_picture(
 
 
 def peek_pixels(data: bytes) -> int:
-    """Returns how many pixels the header announces, 0 where it cannot be read: `decode_picture` will say why."""
+    """Returns how many pixels the header announces, of a TIFF how many samples; 0 where it cannot be read.
+
+    Why it cannot, decoding will say.
+    """
+    if samples := count_samples(data):
+        return samples
     try:
         check_file(data)  # before Pillow sees it, as it unpacks colour profiles on its way to the size
         with warnings.catch_warnings():
@@ -123,6 +128,12 @@ def _open(data: bytes, *, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as err:
         raise ImageTooLargeError(f"the image has too many pixels; at most {max_pixels} are accepted") from err
     except UnidentifiedImageError as err:
+        if is_tiff(data):
+            header = read_tiff_header(data)
+            raise UnsupportedImageError(
+                f"the TIFF has {header.samples} bands of {header.bits} bits, which make no picture; a model that was "
+                f"trained on {header.samples} bands takes it"
+            ) from err
         if data.startswith(_SIGNATURES):
             raise UndecodableImageError("the image's header is truncated or broken") from err
         raise UnsupportedImageError(f"the bytes are not an image; accepted are {', '.join(FORMATS)}") from err

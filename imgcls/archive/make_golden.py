@@ -15,6 +15,7 @@ from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, GoldenItem
 from model.labels import LABELS_FILE, read_labels
 from model.preprocess import pixels_from_bytes
 from model.spec import ModelSpec
+from model.tiff import write_tiff
 
 MAX_GOLDEN_BYTES = 4_000_000
 DIGITS = 4  # of a probability: what follows them differs between processors, and would be in the archive's bytes
@@ -42,7 +43,8 @@ def write_golden(run: Path, folder: Path) -> None:
             )
         shutil.copyfile(file, golden / file.name)
     if not any(golden.iterdir()):
-        (golden / "made.png").write_bytes(make_image(classifier.spec))
+        made = "made.png" if classifier.spec.ranges is None else "made.tiff"
+        (golden / made).write_bytes(make_image(classifier.spec))
     items = [answer(classifier, file, labels=labels) for file in sorted(golden.iterdir())]
     text = json.dumps([item.model_dump() for item in items], indent=1, ensure_ascii=False)
     (golden / EXPECTED_FILE).write_text(text + "\n", encoding="utf-8")
@@ -62,9 +64,13 @@ def answer(classifier: Classifier, file: Path, *, labels: tuple[str, ...]) -> Go
 
 
 def make_image(spec: ModelSpec) -> bytes:
-    """Returns a PNG of seeded noise, with the spec's channels, twice as large as its input."""
+    """Returns seeded noise, with the spec's channels, twice as large as its input: a PNG, or a TIFF of bands."""
     side = 2 * spec.size
-    noise = np.random.default_rng(0).integers(0, 256, (side, side, spec.channels), dtype=np.uint8)
+    random = np.random.default_rng(0)
+    if spec.ranges is not None:
+        drawn = [random.integers(low, high, (side, side), dtype=np.uint16) for low, high in spec.ranges]
+        return write_tiff(np.stack(drawn))
+    noise = random.integers(0, 256, (side, side, spec.channels), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise.squeeze()).save(buffer, format="PNG")
     return buffer.getvalue()

@@ -3,7 +3,7 @@
 from imgcls.archive.facts import Facts
 from model.spec import ModelSpec
 
-CHANNELS = {1: "grayscale", 3: "RGB", 4: "RGBA"}
+PICTURES = {1: "Grayscale", 3: "RGB", 4: "RGBA"}
 WEAKEST = 3  # how many classes are named as the weakest
 UNEVEN = 5  # times more images of one class than of another are said
 
@@ -15,8 +15,9 @@ def describe_purpose(spec: ModelSpec) -> str:
 
 def describe_input(spec: ModelSpec) -> str:
     """Says what becomes of an image."""
+    kind = f"{PICTURES[spec.channels]} image" if spec.ranges is None else f"Image of {spec.channels} bands (TIFF)"
     return (
-        f"{CHANNELS[spec.channels]} image, shorter side resized to {spec.resize} px ({spec.interpolation}), "
+        f"{kind}, shorter side resized to {spec.resize} px ({spec.interpolation}), "
         f"centre crop of {spec.size} x {spec.size} px"
     )
 
@@ -27,7 +28,7 @@ def describe_limits(facts: Facts) -> list[str]:
         "It answers every image with one of its classes, also one that shows none of them or several.",
         "It sees the centre crop only: what lies beyond it at the longer side does not count.",
     ]
-    if facts.spec.channels == 1:
+    if facts.spec.channels == 1 and facts.spec.ranges is None:
         limits.append("It sees no colour: every image is made grayscale.")
     limits += [*_describe_weakest(facts), *_describe_uneven(facts)]
     if facts.test_sets:

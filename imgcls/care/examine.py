@@ -4,11 +4,15 @@ import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from imgcls.data.images import DataSource, Problem, Sample
 from imgcls.data.progress import show_progress
+from model.bands import decode_bands, is_no_picture, read_bands
 from model.errors import ImageError
 from model.images import decode_image
 
@@ -40,8 +44,8 @@ class Examined:
     sha256: str
 
     def open(self) -> Image.Image:
-        """Decodes the image as RGB, as training and serving do."""
-        return decode_image(self.sample.read(), channels=3)
+        """Decodes the image as RGB, as training and serving do; of bands, what there is to look at."""
+        return _decode(self.sample.read())[0]
 
 
 def examine(source: DataSource, *, progress: bool = True) -> tuple[list[Examined], list[tuple[str, Problem]]]:
@@ -65,8 +69,21 @@ def _walk(source: DataSource) -> Iterator[tuple[str, Sample]]:
 
 def _examine(sample: Sample, split: str, label: str) -> Examined:
     data = sample.read()
-    picture = decode_image(data, channels=3)
-    with Image.open(io.BytesIO(data)) as header:
-        mode, kind, (width, height) = header.mode, str(header.format), header.size
-    digest = hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
+    picture, samples = _decode(data)
+    if samples is not None:
+        mode, kind, (width, height) = f"{len(samples)} bands of {8 * samples.itemsize} bits", "TIFF", picture.size
+    else:
+        with Image.open(io.BytesIO(data)) as header:
+            mode, kind, (width, height) = header.mode, str(header.format), header.size
+    content = picture.tobytes() if samples is None else samples.tobytes()
+    digest = hashlib.sha256(f"{picture.size} ".encode() + content).hexdigest()
     return Examined(sample, split, label, width, height, mode, kind, len(data), digest)
+
+
+def _decode(data: bytes) -> tuple[Image.Image, npt.NDArray[Any] | None]:
+    """Returns a picture of an image, and the samples of one that is none: a TIFF of bands."""
+    if not is_no_picture(data):
+        return decode_image(data, channels=3), None
+    samples, _ = read_bands(data)
+    top = int(np.iinfo(samples.dtype).max)
+    return decode_bands(data, ranges=[(0, top)] * len(samples)).to_picture(), samples

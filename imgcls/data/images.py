@@ -5,7 +5,11 @@ from dataclasses import dataclass, field
 
 from PIL.Image import Image
 
+from model.bands import Bands
+
 SPLITS = ("train", "val", "test")
+
+Perturb = Callable[[Image | Bands, int], Image | Bands]  # by a seed, to the same size and mode
 
 
 @dataclass(frozen=True)
@@ -82,5 +86,5 @@ class DataSource:
     classes: tuple[str, ...]
     splits: dict[str, ImageSet]
     problems: tuple[Problem, ...]
-    perturb: Callable[[Image, int], Image] | None
+    perturb: Perturb | None
     chosen: str = "test"

@@ -1,7 +1,8 @@
 """Perturbations of test images, such as `digits,noise=25`: does the network generalise, or did it learn the pixels?
 
-An image is changed after decoding and before `to_pixels`, in the order of a camera: it is turned (rotate), out of focus
-(blur), under other light (brightness), on a noisy sensor (noise), and compressed (jpeg). Alpha is only rotated.
+An image, or each of its bands, is changed after decoding and before `to_pixels`, in the order of a camera: it is
+turned (rotate), out of focus (blur), under other light (brightness), on a noisy sensor (noise), and compressed (jpeg).
+Alpha is only rotated.
 """
 
 import io
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 
 from imgcls.errors import UsageError
+from model.bands import Bands
 
 # key: (lowest, highest, what the number means)
 RANGES = {
@@ -33,11 +35,17 @@ class Perturbation:
     brightness: float = 1.0
     jpeg: float | None = None
 
-    def __call__(self, image: Image.Image, seed: int) -> Image.Image:
+    def __call__(self, image: Image.Image | Bands, seed: int) -> Image.Image | Bands:
         """Returns the changed image, of the same size and mode; equal seeds give equal images."""
         random = np.random.default_rng(seed)
-        if self.rotate:
-            image = _rotate(image, degrees=random.uniform(-self.rotate, self.rotate))
+        degrees = random.uniform(-self.rotate, self.rotate) if self.rotate else 0.0
+        if isinstance(image, Bands):
+            return image.map(lambda plane: self._change(plane, random, degrees=degrees))
+        return self._change(image, random, degrees=degrees)
+
+    def _change(self, image: Image.Image, random: np.random.Generator, *, degrees: float) -> Image.Image:
+        if degrees:
+            image = _rotate(image, degrees=degrees)
         if image.mode != "RGBA":
             return self._change_colours(image, random)
         changed = self._change_colours(image.convert("RGB"), random)

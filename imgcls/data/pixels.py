@@ -14,19 +14,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from imgcls.data.images import ImageSet, Problem, Sample
+from imgcls.data.images import ImageSet, Perturb, Problem, Sample
 from imgcls.data.progress import show_progress
 from imgcls.errors import DataError
 from model.errors import ImageError
-from model.images import decode_image
-from model.preprocess import pixels_from_bytes, to_pixels
+from model.preprocess import decode_whole, pixels_from_bytes, to_pixels
 from model.spec import ModelSpec
 
-Perturb = Callable[[Image, int], Image]
 _Decoded = npt.NDArray[np.uint8] | Problem
 
 _SMALL_FILE_BYTES = 16_384
@@ -192,7 +189,7 @@ def _decode(sample: Sample, spec: ModelSpec, *, perturb: Perturb | None) -> _Dec
     try:
         if perturb is None:
             return pixels_from_bytes(sample.read(), spec)
-        image = decode_image(sample.read(), channels=spec.channels)
+        image = decode_whole(sample.read(), spec)
     except (ImageError, OSError) as err:
         return Problem(sample.name, str(err))
     return to_pixels(perturb(image, zlib.crc32(sample.name.encode())), spec)

@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from imgcls.data.images import Sample
 from imgcls.errors import RunError
+from model.bands import Bands
 from model.errors import ImageError
-from model.images import decode_image
+from model.preprocess import decode_whole
 from model.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from imgcls.data.pixels import Perturb
+    from imgcls.data.images import Perturb
 
 WORST = 24
 PAIRS = 8
@@ -110,10 +111,11 @@ def make_gallery(
 def make_thumbnail(sample: Sample, *, spec: ModelSpec, perturb: "Perturb | None" = None) -> str:
     """Returns a small picture as a data URI; an empty one where the file went away since."""
     try:
-        image = decode_image(sample.read(), channels=spec.channels)
+        image = decode_whole(sample.read(), spec)
     except (ImageError, OSError):
         return ""
-    return encode_thumbnail(perturb(image, zlib.crc32(sample.name.encode())) if perturb else image)
+    image = perturb(image, zlib.crc32(sample.name.encode())) if perturb else image
+    return encode_thumbnail(image.to_picture() if isinstance(image, Bands) else image)
 
 
 def encode_thumbnail(image: Image.Image) -> str:

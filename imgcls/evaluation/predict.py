@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from imgcls.data.images import ImageSet, Problem, Sample
-from imgcls.data.pixels import Perturb, estimate_bytes, load_pixels
+from imgcls.data.images import ImageSet, Perturb, Problem, Sample
+from imgcls.data.pixels import estimate_bytes, load_pixels
 from imgcls.data.progress import show_progress
 from imgcls.errors import DataError
 from model.classifier import Classifier

@@ -46,12 +46,16 @@ def measure_robustness(
         progress: show a bar on a terminal.
 
     Raises:
-        UsageError: a corruption or severity is unknown.
+        UsageError: a corruption or severity is unknown, or the run takes bands.
         DataError, RunError, ModelError: as `evaluate_run`.
     """
     names, levels = _choose(corruptions, severities)
     opened = open_tests(run, tests)
     classifier = Classifier.load(run, device=choose_device(device))
+    if classifier.spec.ranges is not None:
+        raise UsageError(
+            f"{run}: takes bands, and ImageNet-C corrupts pictures; evaluate with ,noise= or ,blur= instead"
+        )
     found = {}
     for test, (source, images) in opened.items():
         pixels = load_pixels(_thin(images, limit), classifier.spec, perturb=source.perturb, progress=progress)

@@ -48,10 +48,12 @@ def make_transform(config: TrainConfig, spec: ModelSpec) -> Transform | None:
     """Returns torchvision's augmentation of one image, uint8 (C, H, W) -> the same, or None where none is asked for.
 
     Raises:
-        UsageError: the images have neither one nor three channels, for which its colour operations are made.
+        UsageError: the images are no pictures of one or three channels, for which its colour operations are made.
     """
     steps: list[Transform] = []
     if config.auto_augment:
+        if spec.ranges is not None:
+            raise UsageError("--auto-augment is for pictures; the images are bands; leave it off")
         if spec.channels not in {1, 3}:
             raise UsageError(f"--auto-augment is for 1 or 3 channels; the images have {spec.channels}; leave it off")
         steps.append(v2.RandAugment() if config.auto_augment == "randaugment" else v2.TrivialAugmentWide())

@@ -39,6 +39,7 @@ _FREE |= {
     "network",
     "parameters",
     "channels",
+    "ranges",
     "size",
     "resize",
     "interpolation",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -22,15 +22,9 @@ from pydantic_settings import (
 
 from imgcls.errors import UsageError
 from model.errors import describe_validation_error
-from model.spec import Channels, Interpolation
-
-
-def _parse_digits(value: object) -> object:
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
-
+from model.spec import Channels, Interpolation, Sample
 
 Count = Annotated[int, Field(ge=1)]
-AnyChannels = Annotated[Channels | None, BeforeValidator(_parse_digits)]  # a flag's "3" is not the literal 3
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -69,9 +63,11 @@ class TrainConfig(BaseSettings):
     pretrained: bool = Field(
         False, description="start from timm's weights, from the hub; input settings default to theirs"
     )
-    channels: AnyChannels = Field(
-        None,
-        description="1 grayscale, 3 RGB, 4 RGBA; default: 1 or 3, as the images are, with alpha blended over white",
+    channels: Channels | None = Field(
+        None, description="1 gray, 3 RGB, 4 RGBA, more: a TIFF's bands; default: as the images are, no alpha"
+    )
+    ranges: list[tuple[Sample, Sample]] | None = Field(
+        None, description="take bands, of which [[low, high]] become 0 and 255, for all or one each; default: measured"
     )
     size: Count | None = Field(
         None, description="side of the network's input in pixels; default: as the images are, or 224"
@@ -235,6 +231,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         text = super()._format_action_invocation(action)
+        text = re.sub(r"list\[.*", "JSON", text)
         return re.sub(r", --no-\S+|str$|int$|float$|Path$", lambda found: _METAVARS.get(found[0], ""), text)
 
     def _expand_help(self, action: argparse.Action) -> str:

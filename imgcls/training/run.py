@@ -28,12 +28,14 @@ from imgcls.files import write_atomic
 from imgcls.training.checkpoint import CHECKPOINTS_FOLDER, EARLIER_FILE, Epoch, read_newest
 from imgcls.training.config import TrainConfig
 from imgcls.training.record import RECORD_FILE, REJECTIONS_FILE
+from model.bands import Bands, read_bands
 from model.classifier import SPEC_FILE, WEIGHTS_FILE
 from model.errors import ImageError
 from model.golden import GOLDEN_FOLDER
-from model.images import decode_image
 from model.labels import LABELS_FILE, dump_labels
+from model.preprocess import decode_whole
 from model.spec import ModelSpec, dump_spec
+from model.tiff import is_tiff, write_tiff
 
 GOLDEN_BYTES = 300_000  # of one golden image; a larger file is made smaller
 
@@ -126,17 +128,21 @@ def _write_golden(folder: Path, val: ImageSet, *, count: int, spec: ModelSpec) -
         try:
             data = sample.read()
             data = _shrink(data, spec) if len(data) > GOLDEN_BYTES else data
-            decode_image(data, channels=spec.channels)
+            decode_whole(data, spec)
         except (ImageError, OSError):
             continue
-        extension = str(Image.open(io.BytesIO(data)).format).lower()
+        extension = "tiff" if is_tiff(data) else str(Image.open(io.BytesIO(data)).format).lower()
         write_atomic(folder / f"{written}.{extension}", data)
         written += 1
 
 
 def _shrink(data: bytes, spec: ModelSpec) -> bytes:
     """Makes a large file small, as it travels in each archive and is sent to each server that starts."""
-    image = decode_image(data, channels=spec.channels)
+    image = decode_whole(data, spec)
+    if isinstance(image, Bands):  # every so many pixels, as a TIFF's samples have to stay what they are
+        step = max(1, min(image.size) // (2 * spec.resize))
+        samples, _ = read_bands(data, wanted=spec.channels)
+        return write_tiff(samples[:, ::step, ::step])
     image.thumbnail((2 * spec.resize, 2 * spec.resize))
     buffer = io.BytesIO()
     image.save(buffer, "PNG" if spec.channels == 4 else "JPEG", quality=95)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from imgcls.data.images import ImageSet
 from imgcls.errors import RunError, UsageError
+from imgcls.training.bands import decide_ranges, measure_bands
 from imgcls.training.checkpoint import list_checkpoints
 from imgcls.training.config import TrainConfig
 from imgcls.training.distributed import count_restarts
@@ -80,13 +83,14 @@ def with_pretraining(config: TrainConfig) -> TrainConfig:
     if cfg is None:
         return config
     size = config.size or cfg.input_size[-1]
+    sees_colours = config.channels in {None, 3} and config.ranges is None
     own = {
         "size": size,
         "resize": math.floor(size / cfg.crop_pct),
         "interpolation": cfg.interpolation if cfg.interpolation in get_args(Interpolation) else INTERPOLATION,
-        "mean": list(cfg.mean) if config.channels in {None, 3} else None,
-        "std": list(cfg.std) if config.channels in {None, 3} else None,
-        "channels": config.channels or 3,
+        "mean": list(cfg.mean) if sees_colours else None,
+        "std": list(cfg.std) if sees_colours else None,
+        "channels": 3 if sees_colours else None,
     }
     return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
 
@@ -107,16 +111,21 @@ def decide_spec(config: TrainConfig, images: ImageSet) -> ModelSpec:
     Mean and standard deviation are still 0 and 1 where they are to be measured: `with_statistics` fills them in.
 
     Raises:
-        UsageError: mean or std do not have one value a channel, or resize is smaller than size.
+        UsageError: mean, std or ranges do not have one value a channel, resize is smaller than size, or no file holds
+            the bands that were asked for.
     """
-    probed = _probe(images)
-    channels: Channels = config.channels or _common_channels(probed)
-    size = config.size or _common_size(probed)
+    files = _read_some(images)
+    ranges = decide_ranges(config, files)
+    pictures = _open_all(files) if ranges is None else []
+    sizes = [picture.size for picture in pictures] if ranges is None else measure_bands(files)
+    channels: Channels = len(ranges) if ranges else config.channels or _common_channels(pictures)
+    size = config.size or _common_size(sizes)
     try:
         return ModelSpec(
             network=config.network,
             parameters=config.parameters,
             channels=channels,
+            ranges=ranges,
             size=size,
             resize=config.resize or size,
             interpolation=config.interpolation or INTERPOLATION,
@@ -195,29 +204,30 @@ def _load_pretrained(spec: ModelSpec) -> nn.Module:
     return network
 
 
-def _probe(images: ImageSet) -> list[Image.Image]:
+def _read_some(images: ImageSet) -> list[bytes]:
     step = max(1, len(images.samples) // PROBED)
-    probed = []
+    files = []
     for sample in images.samples[::step]:
-        try:
-            data = sample.read()
+        with suppress(OSError):
+            files.append(sample.read())
+    return files
+
+
+def _open_all(files: Sequence[bytes]) -> list[Image.Image]:
+    opened: list[Image.Image] = []
+    for data in files:
+        with suppress(ImageError):
             decode_image(data, channels=3)  # refuses what training will refuse
-            probed.append(_header(data))
-        except (ImageError, OSError):
-            continue
-    return probed
+            opened.append(Image.open(io.BytesIO(data)))
+    return opened
 
 
-def _header(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data))
+def _common_channels(pictures: Sequence[Image.Image]) -> Channels:
+    return 1 if pictures and all(image.mode in {"1", "L", "LA", "I;16", "I;16B"} for image in pictures) else 3
 
 
-def _common_channels(probed: list[Image.Image]) -> Channels:
-    return 1 if probed and all(image.mode in {"1", "L", "LA", "I;16", "I;16B"} for image in probed) else 3
-
-
-def _common_size(probed: list[Image.Image]) -> int:
-    if not probed:
+def _common_size(sizes: Sequence[tuple[int, int]]) -> int:
+    if not sizes:
         return PHOTO_SIZE
-    side, _ = Counter(min(image.size) for image in probed).most_common(1)[0]
-    return side if max(max(image.size) for image in probed) <= SMALL else PHOTO_SIZE
+    side, _ = Counter(map(min, sizes)).most_common(1)[0]
+    return side if max(map(max, sizes)) <= SMALL else PHOTO_SIZE

@@ -1,9 +1,9 @@
 """Coverage-guided fuzzing of what a client's bytes go through: `python tests/fuzz/fuzz_decode.py CORPUS [-runs=N …]`.
 
-The first byte says which way they go: as an image into the decoder, or as a JSON body into the reader of requests and
-each of its images into the decoder. libFuzzer keeps what reaches new code in CORPUS, which grows; a crash ends the
-process with a status and leaves the input in a file. Instrumented are Pillow's plugins, `model` and `handler`; Pillow's
-C code is not.
+The first byte says which way they go: as an image into the decoder of pictures or of bands, or as a JSON body into the
+reader of requests and each of its images into the decoder. libFuzzer keeps what reaches new code in CORPUS, which
+grows; a crash ends the process with a status and leaves the input in a file. Instrumented are Pillow's plugins, `model`
+and `handler`; Pillow's C code is not.
 """
 
 import sys
@@ -31,6 +31,9 @@ with atheris.instrument_imports(include=["PIL", "model", "handler"], enable_load
 MAX_PIXELS = 250_000
 LABELS = ("cat", "dog")
 SPEC = ModelSpec(size=8, resize=9, mean=(0.5,) * 3, std=(0.5,) * 3, classes=LABELS)
+BANDS = ModelSpec(
+    size=8, resize=9, mean=(0.5,) * 5, std=(0.5,) * 5, classes=LABELS, channels=5, ranges=((0, 4095),) * 5
+)
 
 
 class Headers:
@@ -43,7 +46,7 @@ class Headers:
 def fuzz(data: bytes) -> None:
     """Raises what no client may cause."""
     if data[:1] != b"j":
-        decode(data[1:])
+        decode(data[1:], spec=BANDS if data[:1] == b"b" else SPEC)
         return
     request = read_request({"body": data[1:]}, Headers(), defaults=Options(top_k=1), labels=LABELS)
     assert bool(request.images) != bool(request.error), request
@@ -59,13 +62,13 @@ def fuzz(data: bytes) -> None:
             assert_refused(image)
 
 
-def decode(content: bytes) -> None:
+def decode(content: bytes, *, spec: ModelSpec = SPEC) -> None:
     try:
-        pixels = pixels_from_bytes(content, SPEC, max_pixels=MAX_PIXELS)
+        pixels = pixels_from_bytes(content, spec, max_pixels=MAX_PIXELS)
     except ImageError as err:
         assert_refused(err)
     else:
-        assert (pixels.shape, pixels.dtype) == ((3, 8, 8), "uint8")
+        assert (pixels.shape, pixels.dtype) == ((spec.channels, 8, 8), "uint8")
 
 
 def assert_refused(error: ImageError | RequestError) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 TARGET = Path(__file__).parents[1] / "fuzz" / "fuzz_decode.py"
@@ -29,6 +30,11 @@ OPTIONS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("TIFF", "RGB", {"compression": "tiff_lzw"}),
     ("TIFF", "YCbCr", {"compression": "jpeg"}),
     ("TIFF", "1", {"compression": "group4"}),
+)
+LAYOUTS: tuple[dict[str, Any], ...] = (
+    {"planarconfig": "contig", "rowsperstrip": 3},
+    {"planarconfig": "separate", "compression": "zlib", "predictor": True},
+    {"planarconfig": "contig", "tile": (16, 16), "compression": "zlib", "byteorder": ">"},
 )
 
 pytestmark = [
@@ -49,6 +55,14 @@ def make_file(kind: str, mode: str, options: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
+def make_bands(**layout: Any) -> bytes:
+    values = np.random.default_rng(0).integers(0, 4096, (5, 10, 12), dtype=np.uint16)
+    is_apart = layout.get("planarconfig") == "separate"
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, values if is_apart else values.transpose(1, 2, 0), photometric="minisblack", **layout)
+    return buffer.getvalue()
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
     folder = tmp_path / "corpus"
@@ -62,6 +76,7 @@ def corpus(tmp_path: Path) -> Path:
         {"id": "1", "inputs": [{"name": "i", "shape": [1, 1], "datatype": "BYTES", "data": [[text]]}]},
     ]
     inputs = [b"i" + file for file in files] + [b"j" + json.dumps(body).encode() for body in bodies]
+    inputs += [b"b" + make_bands(**layout) for layout in LAYOUTS]
     for number, content in enumerate(inputs):
         (folder / f"{number:02}").write_bytes(content)
     return folder
