@@ -19,7 +19,7 @@ import yaml
 
 from imgcls.errors import RunError, UsageError
 from imgcls.evaluation.numbers import Number, read_numbers
-from imgcls.training.record import RECORD_FILE, TrainRecord, read_record
+from imgcls.training.record import RECORD_FILE, TrainRecord, format_record, read_published
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password that it may have
@@ -74,7 +74,7 @@ def export_mlflow(run: Path, where: str, *, experiment: str = "imgcls") -> Expor
         _log_numbers(client, run_id, new)
         files = [path for pattern in ARTIFACTS for path in sorted(run.glob(pattern)) if path.is_file()]
         for path in files:
-            client.log_artifact(run_id, str(path))
+            _log_file(client, run_id, path, record)
         client.set_terminated(run_id)
     except (MlflowException, SQLAlchemyError, OSError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
@@ -166,10 +166,17 @@ def _log_numbers(client: Any, run_id: str, numbers: Sequence[Number]) -> None:
         client.log_batch(run_id, metrics=metrics[start : start + _CHUNK])
 
 
+def _log_file(client: Any, run_id: str, path: Path, record: TrainRecord | None) -> None:
+    if record and path.name == RECORD_FILE:
+        client.log_text(run_id, format_record(record), RECORD_FILE)  # what may be published of it
+    else:
+        client.log_artifact(run_id, str(path))
+
+
 def _describe_origin(record: TrainRecord | None, config: dict[str, Any]) -> dict[str, str]:
     if record is None:
         return {}
-    tags = {f"imgcls.data.{name}": split.sha256 for name, split in record.data.splits.items()}
+    tags = {f"imgcls.data.{name}": split.sha256 for name, split in record.data.splits.items() if split.sha256}
     tags |= {"imgcls.data": record.data.source, "imgcls.code": record.code.sha256, "imgcls.device": record.device}
     if record.code.git_commit:
         tags |= {"mlflow.source.git.commit": record.code.git_commit, "imgcls.git_dirty": str(record.code.git_dirty)}
@@ -192,4 +199,4 @@ def _read_config(run: Path) -> dict[str, Any]:
 
 
 def _read_record(run: Path) -> TrainRecord | None:
-    return read_record(run / RECORD_FILE) if (run / RECORD_FILE).is_file() else None
+    return read_published(run / RECORD_FILE) if (run / RECORD_FILE).is_file() else None

@@ -73,6 +73,26 @@ def test_settings_numbers_origin_and_files_are_read_back(run: Path, store: Path,
     assert (store / "artifacts" / run_id / "artifacts" / "spec.yaml").read_bytes() == (run / "spec.yaml").read_bytes()
 
 
+def test_private_run_is_exported_without_digests_of_its_training_images(run: Path, store: Path) -> None:
+    privacy = {"noise_multiplier": 1, "clip_norm": 1, "sample_rate": 0.1, "steps": 3, "epsilon": 2, "delta": 0.1}
+    splits = {
+        name: RECORD["data"]["splits"]["train"] | {"sha256": f"5ec2e7{name}"} for name in ("train", "val", "test")
+    }
+    record = RECORD | {"data": {"source": "photos", "splits": splits}, "privacy": privacy}
+    (run / "train_record.json").write_text(json.dumps(record))
+    run_id = export(run, store).split()[3]
+    _, logged = read_run(store, run_id)
+    tags = {key: value for key, value in logged.data.tags.items() if key.startswith("imgcls.data.")}
+    assert tags == {"imgcls.data.test": "5ec2e7test"}
+    text = (store / "artifacts" / run_id / "artifacts" / "train_record.json").read_text()
+    assert "5ec2e7test" in text
+    assert "5ec2e7train" not in text and "5ec2e7val" not in text
+    for name in ("train", "val"):  # nor is it what the run is known by
+        splits[name]["sha256"] = "another"
+    (run / "train_record.json").write_text(json.dumps(record))
+    assert export(run, store).split()[3] == run_id
+
+
 def test_exporting_again_goes_on_with_the_same_run(run: Path, store: Path, photos: Path) -> None:
     first = export(run, store)
     assert first.startswith("made MLflow run")
