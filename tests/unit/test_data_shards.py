@@ -3,6 +3,7 @@ import json
 import pickle
 import re
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -337,6 +338,33 @@ def test_equal_sources_write_equal_bytes_and_shards_can_be_cut_anew(tmp_path: Pa
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
         assert path.read_bytes() == (tmp_path / "c" / path.name).read_bytes()
+
+
+def test_no_shard_is_larger_than_its_size_whatever_that_is(tmp_path: Path) -> None:
+    for path in write_folder(tmp_path / "photos").rglob("*.png"):
+        path.write_bytes(path.read_bytes().ljust(4096, b"\0"))  # with its label, three end 512 bytes before a record
+    source = open_source(str(tmp_path / "photos"))
+    for size_bytes in (30_208, 30_719, 30_720):
+        written = write_shards(source, tmp_path / str(size_bytes), size_bytes=size_bytes, progress=False)
+        sizes = [path.stat().st_size for path in written.folder.glob("*.tar")]
+        assert max(sizes) == size_bytes // 10_240 * 10_240
+
+
+def test_image_of_too_many_pixels_without_a_suffix_is_left_out_by_name(tmp_path: Path) -> None:
+    rows = "".join(f"{number},{number % 2}\n" for number in range(13))
+    for number in range(13):
+        (tmp_path / f"{number}").write_bytes(encode_image(number))
+    header = bytearray(encode_image(1))
+    header[16:24] = (100_000).to_bytes(4) * 2  # width and height
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4)
+    (tmp_path / "12").write_bytes(header)
+    (tmp_path / "t.csv").write_text("path,label\n" + rows)
+    source = open_source(str(tmp_path / "t.csv"))
+    written = write_shards(source, tmp_path / "shards", size_bytes=10**6, progress=False)
+    assert sum(written.images.values()) == 12
+    [problem] = written.problems
+    assert problem.name == "12"
+    assert "exceeds limit" in problem.reason
 
 
 def test_columns_of_a_table_and_names_without_a_suffix_survive(tmp_path: Path) -> None:
