@@ -12,7 +12,7 @@ import yaml
 from imgcls.archive.facts import NOT_RECORDED, SCORES, Facts, Scores, read_facts
 from imgcls.archive.words import describe_input, describe_limits, describe_purpose
 from imgcls.gate.verdict import GateReport
-from imgcls.training.record import CodeRecord, TrainRecord
+from imgcls.training.record import CodeRecord, SplitRecord, TrainRecord
 from model.engines.records import EngineRecord
 from model.spec import WEIGHTS_FILE, ModelSpec
 
@@ -104,7 +104,7 @@ def _describe_data(record: TrainRecord | None) -> str:
     if record is None:
         return f"{NOT_RECORDED.capitalize()}: the weights did not come with a train_record.json."
     rows = [
-        (name, f"{split.files:,}", *_describe_counts(split.classes), f"`{split.sha256[:SHORT]}`")
+        (name, f"{split.files:,}", *_describe_counts(split.classes), _describe_fingerprint(split))
         for name, split in record.data.splits.items()
     ]
     header = ("split", "images", "classes", "images a class", "fingerprint")
@@ -113,6 +113,10 @@ def _describe_data(record: TrainRecord | None) -> str:
         "the files are called; equal fingerprints are equal data."
     )
     return f"{text}\n\n{_table(header, rows)}"
+
+
+def _describe_fingerprint(split: SplitRecord) -> str:
+    return f"`{split.sha256[:SHORT]}`" if split.sha256 else "left out: the run is private"
 
 
 def _describe_counts(classes: Mapping[str, int]) -> tuple[str, str]:

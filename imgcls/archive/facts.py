@@ -17,7 +17,7 @@ from imgcls.errors import ArchiveError, RunError
 from imgcls.evaluation.calibration_record import CALIBRATION_FILE as CALIBRATION_FILE
 from imgcls.evaluation.calibration_record import refuse_stale_calibration
 from imgcls.gate.verdict import GateReport
-from imgcls.training.record import RECORD_FILE, TrainRecord, read_record
+from imgcls.training.record import RECORD_FILE, TrainRecord, read_published
 from model.engines.records import EngineRecord, read_records
 from model.spec import SPEC_FILE, ModelSpec, read_spec
 
@@ -36,7 +36,7 @@ class Facts:
 
     spec: ModelSpec
     config: dict[str, Any] | None
-    record: TrainRecord | None
+    record: TrainRecord | None  # what may be published of it
     test_sets: dict[str, Scores]  # what metrics.json has of each, SCORES at least
     engines: tuple[EngineRecord, ...]  # the eager one at least
     gate: GateReport | None = None
@@ -61,7 +61,7 @@ def read_facts(folder: Path, *, weights_sha256: str) -> Facts:
     return Facts(
         spec=spec,
         config=_read(folder / CONFIG_FILE, _parse_config, writer="train.py", remedy="mend or delete it"),
-        record=_read_record(folder / RECORD_FILE),
+        record=read_training(folder / RECORD_FILE),
         test_sets=_read_test_sets(folder / METRICS_FILE, weights_sha256=weights_sha256, temperature=spec.temperature),
         engines=read_records(folder),
         gate=_read_gate(folder / GATE_FILE, weights_sha256=weights_sha256),
@@ -113,8 +113,13 @@ def _read_gate(path: Path, *, weights_sha256: str) -> GateReport | None:
     return gate
 
 
-def _read_record(path: Path) -> TrainRecord | None:
+def read_training(path: Path) -> TrainRecord | None:
+    """Reads what may be published of a train_record.json; None where there is none.
+
+    Raises:
+        ArchiveError: it is not what imgcls writes.
+    """
     try:
-        return read_record(path) if path.is_file() else None
+        return read_published(path) if path.is_file() else None
     except RunError as err:  # it names a temporary copy
         raise ArchiveError(str(err).replace(str(path), path.name)) from err

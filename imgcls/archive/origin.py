@@ -38,11 +38,11 @@ class Code:
 
 @dataclass(frozen=True)
 class Split:
-    """One split of the training data; equal fingerprints are equal images with equal classes."""
+    """One split of the training data; equal fingerprints are equal images with equal classes, None is kept private."""
 
     files: int
     classes: int
-    fingerprint: str
+    fingerprint: str | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ class Origin:
         yield "weights", self.weights_sha256
         yield "data", NOT_RECORDED if self.data is None else self.data
         for name, split in self.splits.items():
-            yield "", f"{name:<6}{split.files:>9,} images, {split.classes} classes   {split.fingerprint}"
+            fingerprint = split.fingerprint or "fingerprint left out, as the run is private"
+            yield "", f"{name:<6}{split.files:>9,} images, {split.classes} classes   {fingerprint}"
         yield "trained by", self.training_code.as_text() if self.training_code else NOT_RECORDED
         yield "packed by", self.build_code.as_text()
         yield "training", _join(self.training) or NOT_RECORDED
@@ -149,7 +150,9 @@ def parse_origin(statement: Fields, *, tree_sha256: str) -> Origin:
         code_sha256=subjects[CODE_SUBJECT]["dirHash"],
         data=None if done is None else f"{chosen['data']['source']}, seed {chosen['data']['seed']}",
         splits={
-            entry["annotations"]["split"]: _read_split(entry) for entry in entries if IMAGES_DIGEST in _digest(entry)
+            entry["annotations"]["split"]: _read_split(entry)
+            for entry in entries
+            if entry["annotations"]["role"] == "data"
         },
         parent={"name": parents[0]["name"], **_digest(parents[0])} if parents else None,
         is_trained_here=done is not None and done["first_epoch"] == 1,
@@ -180,7 +183,8 @@ def _find_code(entries: list[Fields], what: str) -> Code | None:
 
 def _read_split(entry: Fields) -> Split:
     notes = entry["annotations"]
-    return Split(notes["files"], sum(1 for count in notes["classes"].values() if count), _digest(entry)[IMAGES_DIGEST])
+    classes = sum(1 for count in notes["classes"].values() if count)
+    return Split(notes["files"], classes, _digest(entry).get(IMAGES_DIGEST))
 
 
 def _read_tests(entry: Fields) -> dict[str, Fields]:

@@ -3,7 +3,8 @@
     subject                  the weights, and the code that travels
     externalParameters       what the user chose: model name and version, data source, training configuration
     internalParameters       how it was carried out: device, library versions, later parts of a resumed run
-    resolvedDependencies     by their `role`: the code (git commit), its locks, each split of the data, parent weights
+    resolvedDependencies     by their `role`: the code (git commit), its locks, each split of the data (of a private
+                             run with a digest for test only), parent weights
     byproducts               metrics.json, its numbers as annotations; gate.json, its verdict; rejections.csv, with
                              what it counts
 
@@ -151,7 +152,8 @@ def _list_training(record: TrainRecord) -> list[Fields]:
     dependencies = _list_code("training", record.code)
     for split, images in record.data.splits.items():
         notes = {"role": "data", "split": split, **images.model_dump(include={"files", "unreadable", "classes"})}
-        dependencies.append({"name": f"{split} images", "digest": {IMAGES_DIGEST: images.sha256}, "annotations": notes})
+        digest = {"digest": {IMAGES_DIGEST: images.sha256}} if images.sha256 else {}
+        dependencies.append({"name": f"{split} images", **digest, "annotations": notes})
     if record.parent:
         digest = {"digest": {"sha256": record.parent.sha256}} if record.parent.sha256 else {}
         dependencies.append({"name": record.parent.name, **digest, "annotations": {"role": "parent weights"}})

@@ -175,7 +175,8 @@ def _list_datasets(facts: Facts) -> list[Fields]:
 
 
 def _describe_split(source: str, name: str, split: SplitRecord) -> Fields:
-    facts = {"split": name, "files": split.files, "classes": len(split.classes), "images_sha256": split.sha256}
+    facts: Fields = {"split": name, "files": split.files, "classes": len(split.classes)}
+    facts |= {"images_sha256": split.sha256} if split.sha256 else {}
     properties = [{"name": f"imgcls:{key}", "value": str(value)} for key, value in facts.items()]
     return {"type": "dataset", "name": f"{source}, {name}", "contents": {"properties": properties}}
 

@@ -24,7 +24,7 @@ import imgcls
 import model
 from handler.layout import EARLIEST
 from imgcls.archive.card import write_card
-from imgcls.archive.facts import CALIBRATION_FILE, METRICS_FILE
+from imgcls.archive.facts import CALIBRATION_FILE, METRICS_FILE, read_training
 from imgcls.archive.facts import CONFIG_FILE as TRAIN_CONFIG_FILE
 from imgcls.archive.pack import CONFIG_FILE, write_manifest
 from imgcls.archive.provenance import write_provenance
@@ -32,7 +32,7 @@ from imgcls.archive.sbom import write_sbom
 from imgcls.checkout import hash_code
 from imgcls.errors import ArchiveError
 from imgcls.serving.lint import lint_model_config
-from imgcls.training.record import RECORD_FILE
+from imgcls.training.record import RECORD_FILE, format_record
 from model.labels import LABELS_FILE, read_labels
 from model.spec import SPEC_FILE, WEIGHTS_FILE, read_spec
 
@@ -62,11 +62,13 @@ def stage_archive(
     """Fills an empty folder with the run's files, the code and TorchServe's settings.
 
     Raises:
-        ArchiveError: the code on the path is not the checkout's, or the settings are not what TorchServe reads.
+        ArchiveError: the code on the path is not the checkout's, the settings are not what TorchServe reads, or the
+            run's train_record.json is not what imgcls writes.
     """
     for file in (*REQUIRED, *OPTIONAL):
         if (run / file).is_file():
             link_file(run / file, folder / file)
+    _publish_record(folder / RECORD_FILE)
     refuse_foreign_packages()
     for package in TRAVELLING:
         copy_package(Path(str(package.__file__)).parent, folder / package.__name__)
@@ -102,6 +104,14 @@ def link_file(source: Path, target: Path) -> None:
         os.link(source.resolve(), target)
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, target)
+
+
+def _publish_record(path: Path) -> None:
+    """Replaces the record of a private run by what may be published of it."""
+    record = read_training(path)
+    if record and record.privacy:
+        path.unlink()  # a link: the run keeps its own
+        path.write_text(format_record(record), encoding="utf-8")
 
 
 def refuse_incomplete(run: Path) -> None:

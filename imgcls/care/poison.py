@@ -54,7 +54,7 @@ class Named(_Part):
 
 
 class ClassScreen(_Part):
-    """What the screens found in one class; None where it has too few images.
+    """What the screens found in one class; None where it has too few images, or features that are not finite.
 
     `neighbours` is the part of the small cluster's nearest images, as pictures, that have its label, as a multiple of
     that of the rest of the class; None where the cluster is too large, or not apart.
@@ -81,6 +81,11 @@ class Screen(_Part):
     def suspects(self) -> list[ClassScreen]:
         """The classes that are suspect."""
         return [each for each in self.classes if each.is_suspect]
+
+    @property
+    def unjudged(self) -> list[ClassScreen]:
+        """The classes with too few images, or features that are not finite."""
+        return [each for each in self.classes if each.silhouette is None]
 
 
 def screen_features(features: Features, *, share: float = SHARE) -> Screen:

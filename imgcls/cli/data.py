@@ -143,7 +143,7 @@ def screen(
         float, typer.Option(help="Part of a class that may be planted; 1.5 times as many are named.")
     ] = 0.05,
     device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.AUTO,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where a class is suspect.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where a class is suspect, or not judged.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Screens a run's training images for planted ones: spectral signatures and activation clusters, class by class.
@@ -155,7 +155,7 @@ def screen(
     from rich.table import Table
 
     from imgcls.care.features import read_features
-    from imgcls.care.poison import POISON_FILE, format_named, screen_features
+    from imgcls.care.poison import FEWEST, POISON_FILE, format_named, screen_features
     from imgcls.errors import RunError, UsageError
     from imgcls.files import write_atomic
 
@@ -190,5 +190,9 @@ def screen(
     if found.suspects:
         names = ", ".join(each.label for each in found.suspects[:10])
         typer.echo(f"{'refused: ' if strict else ''}{len(found.suspects)} classes are suspect: {names}", err=True)
-        if strict:
-            raise typer.Exit(1)
+    if strict and found.unjudged:
+        names = ", ".join(each.label for each in found.unjudged[:10])
+        wanted = f"expected {FEWEST} images of each or more, and finite features; leave --strict off to go without"
+        typer.echo(f"refused: {len(found.unjudged)} classes were not judged: {names}; {wanted}", err=True)
+    if strict and (found.suspects or found.unjudged):
+        raise typer.Exit(1)

@@ -25,7 +25,7 @@ from imgcls.errors import DataError, UsageError
 from imgcls.files import sync, write_atomic
 
 _BLOCK_BYTES = 512
-_END_BYTES = tarfile.RECORDSIZE  # a tar ends with zeros, up to a whole record
+_RECORD_BYTES = tarfile.RECORDSIZE  # a tar ends with two blocks of zeros, and more up to a whole record
 _KINDS = {"jpe": "jpg", "jfif": "jpg"}  # other names of JPEG, which other readers do not know
 _Files = list[tuple[str, bytes]]
 
@@ -54,8 +54,8 @@ def write_shards(
         raise UsageError(f"{source.text}: perturbs its images, and shards hold them as they are; leave that part off")
     if folder.exists():
         raise UsageError(f"{folder}: is there already; remove it, or give another folder")
-    if size_bytes <= _END_BYTES:
-        raise UsageError(f"--size is {size_bytes} bytes; expected more than {_END_BYTES}, such as 500MB")
+    if size_bytes <= _RECORD_BYTES:
+        raise UsageError(f"--size is {size_bytes} bytes; expected more than {_RECORD_BYTES}, such as 500MB")
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir(parents=True)
     try:
@@ -100,11 +100,18 @@ def _pack(sample: Sample, data: bytes, *, key: str, class_name: str) -> _Files:
 
 
 def _find_kind(name: str, data: bytes) -> str:
-    """Returns the ending of an image's name, or, where that is none of an image, what Pillow takes it for."""
+    """Returns the ending of an image's name, or, where that is none of an image, what Pillow takes it for.
+
+    Raises:
+        OSError: Pillow takes it for nothing that is accepted.
+    """
     suffix = PurePosixPath(name).suffix.lower()
     if suffix not in IMAGE_SUFFIXES:
-        with Image.open(io.BytesIO(data)) as image:
-            suffix = f".{image.format}".lower()
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                suffix = f".{image.format}".lower()
+        except Image.DecompressionBombError as err:  # which is no OSError
+            raise OSError(str(err)) from err
     if suffix not in IMAGE_SUFFIXES:
         raise OSError(f"is of kind {suffix}; expected one of {', '.join(IMAGE_SUFFIXES)}")
     kind = suffix.removeprefix(".")
@@ -119,7 +126,7 @@ class _Writer:
         self.samples = 0
         self._folder = folder
         self._split = split
-        self._limit = size_bytes - _END_BYTES
+        self._limit = size_bytes // _RECORD_BYTES * _RECORD_BYTES - 2 * _BLOCK_BYTES  # where the zeros begin
         self._tar: tarfile.TarFile | None = None
         self._path = folder
 

@@ -3,16 +3,18 @@
     train-000000.tar  train-000001.tar  val-000000.tar      splits from the names of the shards
     images-000.tar  images-001.tar                          no splits
 
-`cls` is a class's name or number. `json` may hold `path`, which then names the image, and further columns, as a row of
-a table does; its label is a name where it is a text. A `classes.txt` (a name a line) or `classes.json` (a list, or
-names by number) beside the shards names the numbers. A shard is read once from its first header to its last, and
-remembered as places of images; these are read when they are asked for, in any order, so that shuffling and resuming
-stay exact.
+`cls` is a class's name or number. `json` may hold `path`, which then names the image unless another has that name too,
+and further columns, as a row of a table does; its label is a name where it is a text. A `classes.txt` (a name a line)
+or `classes.json` (a list, or names by number) beside the shards names the numbers. A shard is read once from its first
+header to its last, and remembered as places of images; these are read when they are asked for, in any order, so that
+shuffling and resuming stay exact.
 """
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +27,14 @@ from imgcls.errors import DataError
 _LABEL_BYTES = 1 << 20  # a cls or json that is longer is no label
 _Classes = Mapping[int | str, str]  # each name by itself and by its number
 _Parts = dict[str, Member]  # by what follows the first dot of the file's name, such as "jpg"
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A labelled image under the name of its place, such as train-0.tar/0017.jpg, and the name that its JSON gives."""
+
+    entry: Entry
+    path: str
 
 
 def find_shards(folder: Path) -> list[Path]:
@@ -44,17 +54,26 @@ def list_shards(paths: Sequence[Path]) -> Listing:
         raise DataError("two shards have the same name; expected the shards of one folder")
     splits = [_find_split(path) for path in paths]
     names = {folder: _read_classes(folder) for folder in {path.parent for path in paths}}
-    found: list[Entry | Problem] = []
+    found: list[_Sample | Problem] = []
     for path, split in zip(paths, splits, strict=True):
         if split is None and any(splits):
             found.append(Problem(path.name, f"of no split, as others are; expected such as train-{path.name}"))
         else:
             found += _list_shard(path, split, classes=names[path.parent])
-    entries = tuple(item for item in found if isinstance(item, Entry))
+    entries = tuple(_choose_names([item for item in found if isinstance(item, _Sample)]))
     return Listing(entries, tuple(item for item in found if isinstance(item, Problem)))
 
 
-def _list_shard(path: Path, split: str | None, *, classes: _Classes) -> Iterator[Entry | Problem]:
+def _choose_names(samples: Sequence[_Sample]) -> Iterator[Entry]:
+    """Yields the images under different names, since by its name an image is known in all that follows."""
+    places = {sample.entry.name for sample in samples}
+    counts = Counter(sample.path for sample in samples)
+    for sample in samples:
+        is_alone = counts[sample.path] == 1 and sample.path not in places
+        yield replace(sample.entry, name=sample.path) if is_alone else sample.entry
+
+
+def _list_shard(path: Path, split: str | None, *, classes: _Classes) -> Iterator[_Sample | Problem]:
     samples: dict[str, _Parts] = {}
     twice: set[str] = set()
     for member in list_members(path):
@@ -71,7 +90,7 @@ def _list_shard(path: Path, split: str | None, *, classes: _Classes) -> Iterator
 
 def _classify(
     shard: Path, key: str, parts: _Parts, *, split: str | None, classes: _Classes, is_twice: bool
-) -> Entry | Problem:
+) -> _Sample | Problem:
     """Returns a key's members as a labelled image, or why they are none."""
     images = [kind for kind in parts if f".{kind}" in IMAGE_SUFFIXES]
     name = f"{shard.name}/{parts[images[0]].path}" if images else f"{shard.name}/{key}"
@@ -83,13 +102,11 @@ def _classify(
         fields = _read_json(shard, parts["json"]) if "json" in parts else {}
         label = _find_label(shard, parts, fields, classes=classes)
         columns = {column: str(value) for column, value in fields.items() if _is_column(column, value)}
-        path = fields.get("path")
-        entry_name = path if isinstance(path, str) and path else name
-        "".join((entry_name, label, *columns, *columns.values())).encode()  # what UTF-8 cannot say cannot be written
     except ValueError as err:
         return Problem(name, str(err))
-    image = parts[images[0]]
-    return Entry(entry_name, label, split, partial(read_slice, shard, image.offset, image.size_bytes), columns)
+    image, path = parts[images[0]], fields.get("path")
+    entry = Entry(name, label, split, partial(read_slice, shard, image.offset, image.size_bytes), columns)
+    return _Sample(entry, path if isinstance(path, str) and path else name)
 
 
 def _is_column(name: str, value: object) -> bool:
@@ -150,9 +167,11 @@ def _read_classes(folder: Path) -> _Classes:
     try:
         content = path.read_text(encoding="utf-8-sig")
         listed = content.rstrip("\n").split("\n") if path == text else json.loads(content)
+        if not isinstance(listed, list | dict):
+            raise ValueError(f"holds a {type(listed).__name__}; expected a list of names, or names by number")
         names = {int(key): name for key, name in (listed.items() if isinstance(listed, dict) else enumerate(listed))}
-    except (UnicodeDecodeError, ValueError, TypeError) as err:
-        raise DataError(f"{path.name}: cannot be read as names of classes: {err}") from err
+    except (UnicodeDecodeError, ValueError, RecursionError) as err:
+        raise DataError(f"{path.name}: cannot be read as names of classes: {err}; mend it") from err
     if not all(isinstance(name, str) and name for name in names.values()) or len(set(names.values())) < len(names):
         raise DataError(f"{path.name}: a name is missing, or there twice; expected a different one for each class")
     return {**names, **{name: name for name in names.values()}}

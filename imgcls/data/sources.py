@@ -17,7 +17,7 @@ from pathlib import Path
 from imgcls.data.builtin import list_digits, list_torchvision
 from imgcls.data.folders import list_folder, list_zip
 from imgcls.data.images import DataSource
-from imgcls.data.listing import SPLIT_NAMES, Entry, Listing
+from imgcls.data.listing import SPLIT_NAMES, Entry, Listing, make_printable
 from imgcls.data.perturb import parse_perturbation
 from imgcls.data.shards import find_shards, list_shards
 from imgcls.data.splits import SplitRule, number_classes, split_entries
@@ -54,7 +54,7 @@ def open_source(
     chosen = _parse_split(settings.pop("split", "test"))
     perturb = parse_perturbation(settings)
     try:
-        listing = _list_base(base, download=download)
+        listing = make_printable(_list_base(base, download=download))
     except OSError as err:
         raise DataError(f"{base}: cannot be listed: {err}; check its permissions") from err
     try:

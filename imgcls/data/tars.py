@@ -6,12 +6,14 @@
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from imgcls.data.images import Problem
 from imgcls.data.listing import is_visible
 
 _BLOCK_BYTES = 512
+_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,16 @@ def _classify(member: tarfile.TarInfo) -> Member | Problem | None:
 
 
 def _find_rest(path: Path, end: int) -> str:
-    """Returns what is wrong with the block where tarfile stopped: it takes a damaged header for the end of the file."""
+    """Returns what is wrong with the bytes from where tarfile stopped, which should be zeros.
+
+    It takes a damaged header for the end of the file, no more bytes too, and looks at nothing behind a block of zeros.
+    """
     with path.open("rb") as file:
         file.seek(end)
-        return "the next header is damaged" if file.read(_BLOCK_BYTES).strip(b"\0") else ""
+        block = file.read(_BLOCK_BYTES)
+        if block.strip(b"\0"):
+            return "the next header is damaged"
+        if len(block) < _BLOCK_BYTES:
+            return "it has no end, so it may be cut short"
+        rest = iter(partial(file.read, _READ_BYTES), b"")
+        return "something stands after its end, such as a second tar" if any(each.strip(b"\0") for each in rest) else ""

@@ -11,15 +11,17 @@ import os
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from imgcls.errors import RunError, UsageError
 from imgcls.evaluation.numbers import Number, read_numbers
-from imgcls.training.record import RECORD_FILE, TrainRecord, read_record
+from imgcls.training.record import RECORD_FILE, TrainRecord, format_record, read_published
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password that it may have
@@ -27,11 +29,13 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # of 7, which are
 
 CONFIG_FILE = "train_config.yaml"
 IDENTITY_TAG = "imgcls.run"
+_NOT_SETTINGS = {"out"}  # a run that was moved is the same, and MLflow takes no second value of a parameter
 ARTIFACTS = (
     *("weights.safetensors", "spec.yaml", "index_to_name.json", CONFIG_FILE, RECORD_FILE, "history.csv"),
     *("rejections.csv", "metrics.json", "calibration.json", "report.html", "confusion_*.png", "predictions_*.csv"),
 )
 _CHUNK = 100  # the least of MLflow's limits of a request
+_PORT = r"\d+(?:[/?#\s]|$)"  # what a colon is followed by that stands behind a host
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,9 @@ def export_mlflow(run: Path, where: str, *, experiment: str = "imgcls") -> Expor
     """Logs a run to a tracking URI, or to a folder, which gets a database and the artifacts.
 
     Raises:
-        UsageError: the URI is of a kind that MLflow no longer writes.
-        RunError: the run cannot be read, MLflow is not installed or fails, or it holds another history of the run.
+        UsageError: the URI is none, or of a kind that MLflow no longer writes.
+        RunError: the run cannot be read, MLflow or a database's driver is not installed, MLflow fails, or it holds
+            another history of the run.
     """
     history, tests = read_numbers(run)
     config, record = _read_config(run), _read_record(run)
@@ -67,16 +72,20 @@ def export_mlflow(run: Path, where: str, *, experiment: str = "imgcls") -> Expor
         client = MlflowClient(uri)
         run_id, is_new = _find_run(client, experiment, run.resolve().name, identity, artifacts=artifacts)
         new = [*_choose_history(client, run_id, history), *_choose_tests(client, run_id, tests)]
-        client.update_run(run_id, status="RUNNING")
-        _log_params(client, run_id, config)
-        for key, value in _describe_origin(record, config).items():
-            client.set_tag(run_id, key, value)
-        _log_numbers(client, run_id, new)
-        files = [path for pattern in ARTIFACTS for path in sorted(run.glob(pattern)) if path.is_file()]
-        for path in files:
-            client.log_artifact(run_id, str(path))
-        client.set_terminated(run_id)
-    except (MlflowException, SQLAlchemyError, OSError) as err:
+        with _running(client, run_id):
+            _log_params(client, run_id, config)
+            for key, value in _describe_origin(record, config).items():
+                client.set_tag(run_id, key, value)
+            _log_numbers(client, run_id, new)
+            files = [path for pattern in ARTIFACTS for path in sorted(run.glob(pattern)) if path.is_file()]
+            for path in files:
+                _log_file(client, run_id, path, record)
+    except ModuleNotFoundError as err:  # of a database's driver
+        raise RunError(
+            f"{hide_password(where)}: MLflow needs the Python module {err.name!r} for it, which is not installed; "
+            f"install it: pip install {err.name}"
+        ) from err
+    except (MlflowException, SQLAlchemyError, OSError, ValueError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         raise RunError(
             f"{hide_password(where)}: MLflow failed: {hide_password(reason)}; exporting again goes on"
@@ -85,12 +94,22 @@ def export_mlflow(run: Path, where: str, *, experiment: str = "imgcls") -> Expor
 
 
 def hide_password(text: str) -> str:
-    """Returns a text without the user and password that a URI in it has."""
-    return re.sub(r"//[^/\s@]*@", "//", text)
+    """Returns a text without the user and password that a URI in it has, before its host or as a parameter.
+
+    A password may hold @ and, to SQLAlchemy, / and ?; where it is not clear what ends it, too much is left out.
+    """
+    text = re.sub(r"(?i)(passw(?:or)?d=)[^&\s]+", r"\1…", text)
+    return re.sub(rf"//(?:[^\s/?#:]*:(?!{_PORT})\S*|[^\s?#]*)@", "//", text)
 
 
 def _locate(where: str) -> tuple[str, str | None]:
     """Returns the tracking URI, and where a new experiment's artifacts go; None leaves that to MLflow."""
+    try:
+        urlsplit(where)
+    except ValueError as err:
+        raise UsageError(
+            f"{hide_password(where)}: is no URI: {err}; expected a folder, or such as https://mlflow.example"
+        ) from err
     if where.startswith("file:"):
         raise UsageError(f"{where}: MLflow no longer writes to file stores; give a folder, which gets a database")
     if where.startswith("sqlite:///"):  # MLflow would put artifacts into the working directory
@@ -108,7 +127,7 @@ def _locate(where: str) -> tuple[str, str | None]:
 
 def _identify(run: Path, config: dict[str, Any], record: TrainRecord | None) -> str:
     """Returns the digest by which a run is known again; a part of it that was resumed leaves it as it was."""
-    settings = {key: value for key, value in config.items() if key != "out"}
+    settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS}
     start = record.model_dump(mode="json", include={"code", "data", "seed", "parent", "versions"}) if record else None
     text = json.dumps([run.resolve().name, settings, start], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -124,6 +143,19 @@ def _find_run(client: Any, experiment: str, name: str, identity: str, *, artifac
     if found:
         return found[0].info.run_id, False
     return client.create_run(experiment_id, run_name=name, tags={IDENTITY_TAG: identity}).info.run_id, True
+
+
+@contextmanager
+def _running(client: Any, run_id: str) -> Iterator[None]:
+    """Within it MLflow shows the run as running, and then as finished or failed."""
+    client.update_run(run_id, status="RUNNING")
+    try:
+        yield
+        client.set_terminated(run_id)
+    except BaseException:
+        with suppress(Exception):  # the first error is the one to tell
+            client.set_terminated(run_id, status="FAILED")
+        raise
 
 
 def _choose_history(client: Any, run_id: str, history: Sequence[Number]) -> Iterator[Number]:
@@ -152,7 +184,8 @@ def _choose_tests(client: Any, run_id: str, tests: Sequence[Number]) -> list[Num
 def _log_params(client: Any, run_id: str, config: dict[str, Any]) -> None:
     from mlflow.entities import Param
 
-    params = [Param(key, _dump(value)) for key, value in config.items() if value is not None]
+    settings = {key: value for key, value in config.items() if value is not None and key not in _NOT_SETTINGS}
+    params = [Param(key, _dump(value)) for key, value in settings.items()]
     for start in range(0, len(params), _CHUNK):
         client.log_batch(run_id, params=params[start : start + _CHUNK])
 
@@ -166,10 +199,17 @@ def _log_numbers(client: Any, run_id: str, numbers: Sequence[Number]) -> None:
         client.log_batch(run_id, metrics=metrics[start : start + _CHUNK])
 
 
+def _log_file(client: Any, run_id: str, path: Path, record: TrainRecord | None) -> None:
+    if record and path.name == RECORD_FILE:
+        client.log_text(run_id, format_record(record), RECORD_FILE)  # what may be published of it
+    else:
+        client.log_artifact(run_id, str(path))
+
+
 def _describe_origin(record: TrainRecord | None, config: dict[str, Any]) -> dict[str, str]:
     if record is None:
         return {}
-    tags = {f"imgcls.data.{name}": split.sha256 for name, split in record.data.splits.items()}
+    tags = {f"imgcls.data.{name}": split.sha256 for name, split in record.data.splits.items() if split.sha256}
     tags |= {"imgcls.data": record.data.source, "imgcls.code": record.code.sha256, "imgcls.device": record.device}
     if record.code.git_commit:
         tags |= {"mlflow.source.git.commit": record.code.git_commit, "imgcls.git_dirty": str(record.code.git_dirty)}
@@ -192,4 +232,4 @@ def _read_config(run: Path) -> dict[str, Any]:
 
 
 def _read_record(run: Path) -> TrainRecord | None:
-    return read_record(run / RECORD_FILE) if (run / RECORD_FILE).is_file() else None
+    return read_published(run / RECORD_FILE) if (run / RECORD_FILE).is_file() else None

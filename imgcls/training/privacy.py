@@ -81,7 +81,7 @@ class Privacy:
         drop_broken(self._private.params)
         generator = self.sampling.generator_at(Draw.NOISE, progress.epoch, progress.step)
         if self.device.type != "cpu":
-            generator = torch.Generator(self.device).manual_seed(generator.initial_seed())
+            generator = seed_on(self.device, generator)
         self._private.generator = generator
         self._private.pre_step()
         self._accountant.step(noise_multiplier=self.noise, sample_rate=self.sampling.rate)
@@ -114,7 +114,7 @@ class Privacy:
         """Sets them.
 
         Raises:
-            ValueError: the noise is another: it was found for another length of the run.
+            ValueError: the noise is another: it was found for another length of the run; or it was drawn otherwise.
         """
         if state_dict["noise"] != self.noise:
             raise ValueError(
@@ -208,6 +208,11 @@ def find_noise(epsilon: float, *, delta: float, rate: float, steps: int) -> floa
 def measure_epsilon(accountant: Any, *, delta: float) -> float:
     """Returns the epsilon of all steps that Opacus' accountant knows: an upper bound, by Rényi divergence."""
     return float(accountant.get_epsilon(delta=delta, alphas=ORDERS))
+
+
+def seed_on(device: torch.device, generator: torch.Generator) -> torch.Generator:
+    """Returns a generator of another device, seeded with 63 bits that a CPU's draws."""
+    return torch.Generator(device).manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
 
 
 @torch.no_grad()

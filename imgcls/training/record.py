@@ -34,12 +34,12 @@ class CodeRecord(_Part):
 
 
 class SplitRecord(_Part):
-    """One split, as imgcls.data.digests.Fingerprint describes it."""
+    """One split, as imgcls.data.digests.Fingerprint describes it; without its digest where that is not published."""
 
     files: int
     unreadable: int
     classes: dict[str, int]
-    sha256: str
+    sha256: str | None
 
 
 class DataRecord(_Part):
@@ -117,7 +117,7 @@ def write_record(run: Path, record: TrainRecord, *, first_epoch: int, first_step
         record = _add_resumption(read_record(path), record, first_epoch=first_epoch, first_step=first_step)
     elif first_step:
         record = record.model_copy(update={"first_epoch": first_epoch})
-    write_atomic(path, record.model_dump_json(indent=1) + "\n")
+    write_atomic(path, format_record(record))
 
 
 def write_rejections(run: Path, rejections: RejectionRecord) -> None:
@@ -140,7 +140,7 @@ def write_privacy(run: Path, privacy: PrivacyRecord) -> None:
 
 def _update(run: Path, **parts: RejectionRecord | PrivacyRecord) -> None:
     record = read_record(run / RECORD_FILE).model_copy(update=parts)
-    write_atomic(run / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
+    write_atomic(run / RECORD_FILE, format_record(record))
 
 
 def read_record(path: Path) -> TrainRecord:
@@ -156,6 +156,27 @@ def read_record(path: Path) -> TrainRecord:
         raise RunError(
             f"{path}: is not what train.py writes ({reason}); delete it to go on without what it recorded"
         ) from err
+
+
+def read_published(path: Path) -> TrainRecord:
+    """Reads of a train_record.json what archives, reports and MLflow may hold.
+
+    That is all of it, but of a private run no digest of training and validation images: with it, whoever has all
+    images but one can try which one that was. The run directory keeps it, to tell what a resumed run changed.
+
+    Raises:
+        RunError: as `read_record` says.
+    """
+    record = read_record(path)
+    if record.privacy is None:
+        return record
+    resumed = tuple(part.model_copy(update={"changed": _leave_out_changed(part.changed)}) for part in record.resumed)
+    return record.model_copy(update={"data": _leave_out_digests(record.data), "resumed": resumed})
+
+
+def format_record(record: TrainRecord) -> str:
+    """Returns the text of a train_record.json."""
+    return record.model_dump_json(indent=1) + "\n"
 
 
 def describe_code(names: Sequence[str]) -> CodeRecord:
@@ -184,6 +205,18 @@ def find_versions(names: Sequence[str]) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _leave_out_digests(data: DataRecord) -> DataRecord:
+    splits = {
+        name: split if name == "test" else split.model_copy(update={"sha256": None})
+        for name, split in data.splits.items()
+    }
+    return data.model_copy(update={"splits": splits})
+
+
+def _leave_out_changed(changed: dict[str, Any]) -> dict[str, Any]:
+    return {name: "left out: the run is private" if name == "data" else value for name, value in changed.items()}
 
 
 def _add_resumption(earlier: TrainRecord, now: TrainRecord, *, first_epoch: int, first_step: int) -> TrainRecord:

@@ -3,6 +3,7 @@ import json
 import pickle
 import re
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +174,7 @@ def test_odd_entries_are_named_with_a_reason_and_nothing_is_unpacked(tmp_path: P
         "broken.png": "no JSON",
         "bytes.png": "no UTF-8",
         "long.png": "at most 1048576",
-        "lone.png": "surrogates",
+        "lone.png": "not UTF-8",
         "true.png": "unlabelled",
         "link.png": "a link",
         "hard.png": "a link",
@@ -191,6 +192,54 @@ def test_number_that_classes_txt_does_not_name_is_a_problem(tmp_path: Path) -> N
     (tmp_path / "classes.txt").write_text("cat\ncat\n")
     with pytest.raises(DataError, match=r"classes\.txt: a name is missing, or there twice"):
         open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("[" * 100_000, "recursion"), ('"ab"', "holds a str; expected a list of names, or names by number"), ("7", "int")],
+)
+def test_names_of_classes_that_are_none_are_one_clear_line(tmp_path: Path, text: str, said: str) -> None:
+    write_tar(tmp_path / "a.tar", make_samples(12))
+    (tmp_path / "classes.json").write_text(text)
+    with pytest.raises(DataError, match=rf"classes\.json: cannot be read as names of classes: [^\n]*{said}[^\n]*$"):
+        open_source(str(tmp_path))
+
+
+def test_images_of_one_name_are_named_by_their_places(tmp_path: Path) -> None:
+    paths = {1: "same.png", 2: "same.png", 3: "own.png", 4: "b.tar/0021.png"}
+    files = {f"{number:04}.json": json.dumps({"path": path}).encode() for number, path in paths.items()}
+    write_tar(tmp_path / "a.tar", make_samples(20) | files)
+    write_tar(tmp_path / "b.tar", make_samples(20, first=20) | {"0020.json": b'{"path": "same.png"}'})
+    source = open_source(str(tmp_path))
+    images = [sample for split in source.splits.values() for sample in split.samples]
+    names = {sample.name for sample in images}
+    assert len(names) == len(images) == 40
+    assert {name for name in names if "tar" not in name} == {"own.png"}
+    assert {"a.tar/0001.png", "a.tar/0002.png", "a.tar/0004.png", "b.tar/0020.png", "b.tar/0021.png"} <= names
+
+
+def test_names_that_are_not_utf8_are_named_and_left_out(tmp_path: Path) -> None:
+    bad = {"caf\udce9.png": encode_image(1), "caf\udce9.cls": b"0", "th\udce9.png": encode_image(2)}
+    named = {"na\udce9.png": encode_image(3), "na\udce9.json": b'{"label": "0", "path": "fine.png"}'}
+    write_tar(tmp_path / "a.tar", make_samples(12) | bad | named)
+    source = open_source(str(tmp_path))
+    assert reasons(source)["a.tar/caf\\udce9.png"] == "its name is not UTF-8; rename it"
+    assert reasons(source)["a.tar/th\\udce9.png"].startswith("unlabelled")
+    assert "fine.png" in {sample.name for split in source.splits.values() for sample in split.samples}
+
+
+def test_what_stands_where_a_shard_should_end_is_named(tmp_path: Path) -> None:
+    whole = write_tar(tmp_path / "a.tar", make_samples(12)).read_bytes()
+    after = 24 * 1024  # of the last member
+    (tmp_path / "b.tar").write_bytes(whole[:after])
+    (tmp_path / "c.tar").write_bytes(whole * 2)
+    (tmp_path / "d.tar").write_bytes(whole[: after + 512])  # some writers end with less zeros
+    source = open_source(str(tmp_path))
+    assert sum(count_splits(source).values()) == 48
+    assert {name: reason.split(": ")[1] for name, reason in reasons(source).items()} == {
+        "b.tar": "it has no end, so it may be cut short; pack it again",
+        "c.tar": "something stands after its end, such as a second tar; pack it again",
+    }
 
 
 @pytest.mark.parametrize("damage", ["cut", "header", "negative size", "gzip", "empty"])
@@ -289,6 +338,33 @@ def test_equal_sources_write_equal_bytes_and_shards_can_be_cut_anew(tmp_path: Pa
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
         assert path.read_bytes() == (tmp_path / "c" / path.name).read_bytes()
+
+
+def test_no_shard_is_larger_than_its_size_whatever_that_is(tmp_path: Path) -> None:
+    for path in write_folder(tmp_path / "photos").rglob("*.png"):
+        path.write_bytes(path.read_bytes().ljust(4096, b"\0"))  # with its label, three end 512 bytes before a record
+    source = open_source(str(tmp_path / "photos"))
+    for size_bytes in (30_208, 30_719, 30_720):
+        written = write_shards(source, tmp_path / str(size_bytes), size_bytes=size_bytes, progress=False)
+        sizes = [path.stat().st_size for path in written.folder.glob("*.tar")]
+        assert max(sizes) == size_bytes // 10_240 * 10_240
+
+
+def test_image_of_too_many_pixels_without_a_suffix_is_left_out_by_name(tmp_path: Path) -> None:
+    rows = "".join(f"{number},{number % 2}\n" for number in range(13))
+    for number in range(13):
+        (tmp_path / f"{number}").write_bytes(encode_image(number))
+    header = bytearray(encode_image(1))
+    header[16:24] = (100_000).to_bytes(4) * 2  # width and height
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4)
+    (tmp_path / "12").write_bytes(header)
+    (tmp_path / "t.csv").write_text("path,label\n" + rows)
+    source = open_source(str(tmp_path / "t.csv"))
+    written = write_shards(source, tmp_path / "shards", size_bytes=10**6, progress=False)
+    assert sum(written.images.values()) == 12
+    [problem] = written.problems
+    assert problem.name == "12"
+    assert "exceeds limit" in problem.reason
 
 
 def test_columns_of_a_table_and_names_without_a_suffix_survive(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import gzip
 import io
+import json
 import struct
 import zipfile
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from imgcls.cli.main import app
 from imgcls.data.images import DataSource, count_files
 from imgcls.data.sources import open_source
 from imgcls.errors import DataError, UsageError
@@ -133,6 +136,35 @@ def test_files_that_cannot_be_used_are_named_with_a_reason(tmp_path: Path) -> No
     assert found["cats/notes.txt"].startswith("not an image file")
     assert found["stray.png"].startswith("unlabelled")
     assert "without images" in found["emus"]
+
+
+def test_names_that_are_not_utf8_are_named_and_the_rest_is_used(tmp_path: Path) -> None:
+    for name in ("cats", "dogs", "\udcff"):
+        write_images(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "cats" / "caf\udce9.png").write_bytes(encode_image(1))
+    (tmp_path / "photos" / "cats" / "caf\udce9.txt").write_bytes(b"")
+    source = open_source(str(tmp_path / "photos"))
+    found = reasons(source)
+    assert len(found) == 12
+    assert found["cats/caf\\udce9.png"] == found["\\udcff/0.png"] == "its name is not UTF-8; rename it"
+    assert found["cats/caf\\udce9.txt"].startswith("not an image file")
+    assert source.classes == ("cats", "dogs")
+    command = ["data", "report", str(tmp_path / "photos"), "--out", str(tmp_path / "r.html"), "--no-labels", "--json"]
+    shown = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert json.loads(shown.stdout)["counts"]["corrupt"] == 12
+    command = ["data", "shard", str(tmp_path / "photos"), str(tmp_path / "shards")]
+    shown = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "wrote 20 images" in shown.stdout
+    assert "left out: cats/caf\\udce9.png: its name is not UTF-8" in shown.stderr
+
+
+def test_label_that_utf8_cannot_say_is_a_problem(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    rows = [{"path": f"{number}.png", "label": str(number % 2)} for number in range(8)]
+    rows += [{"path": "8.png", "label": "\ud800"}, {"path": "9.png", "label": "1", "site": "\ud800"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = reasons(open_source(str(tmp_path / "t.jsonl")))
+    assert told == dict.fromkeys(("8.png", "9.png"), "its label or a column is not UTF-8; mend it")
 
 
 def test_class_that_only_test_has_is_a_problem_not_a_class(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_settings_numbers_origin_and_files_are_read_back(run: Path, store: Path,
     client, logged = read_run(store, run_id)
     assert logged.info.status == "FINISHED"
     assert logged.info.run_name == run.name
-    assert logged.data.params == {"data": "photos", "lr": "0.1", "parameters": '{"widths": [3]}', "out": "x"}
+    assert logged.data.params == {"data": "photos", "lr": "0.1", "parameters": '{"widths": [3]}'}
     assert [(m.step, m.value) for m in client.get_metric_history(run_id, "history/lr")] == [(1, 0.1), (2, 0.05)]
     assert [(m.step, m.value) for m in client.get_metric_history(run_id, "history/val_loss")] == [(1, 2.5)]
     assert logged.data.metrics["test/t/accuracy"] == report.accuracy
@@ -71,6 +71,26 @@ def test_settings_numbers_origin_and_files_are_read_back(run: Path, store: Path,
     files = {Path(file.path).name for file in client.list_artifacts(run_id)}
     assert {"weights.safetensors", "metrics.json", "confusion_t.png", "train_record.json"} <= files
     assert (store / "artifacts" / run_id / "artifacts" / "spec.yaml").read_bytes() == (run / "spec.yaml").read_bytes()
+
+
+def test_private_run_is_exported_without_digests_of_its_training_images(run: Path, store: Path) -> None:
+    privacy = {"noise_multiplier": 1, "clip_norm": 1, "sample_rate": 0.1, "steps": 3, "epsilon": 2, "delta": 0.1}
+    splits = {
+        name: RECORD["data"]["splits"]["train"] | {"sha256": f"5ec2e7{name}"} for name in ("train", "val", "test")
+    }
+    record = RECORD | {"data": {"source": "photos", "splits": splits}, "privacy": privacy}
+    (run / "train_record.json").write_text(json.dumps(record))
+    run_id = export(run, store).split()[3]
+    _, logged = read_run(store, run_id)
+    tags = {key: value for key, value in logged.data.tags.items() if key.startswith("imgcls.data.")}
+    assert tags == {"imgcls.data.test": "5ec2e7test"}
+    text = (store / "artifacts" / run_id / "artifacts" / "train_record.json").read_text()
+    assert "5ec2e7test" in text
+    assert "5ec2e7train" not in text and "5ec2e7val" not in text
+    for name in ("train", "val"):  # nor is it what the run is known by
+        splits[name]["sha256"] = "another"
+    (run / "train_record.json").write_text(json.dumps(record))
+    assert export(run, store).split()[3] == run_id
 
 
 def test_exporting_again_goes_on_with_the_same_run(run: Path, store: Path, photos: Path) -> None:
@@ -88,6 +108,35 @@ def test_exporting_again_goes_on_with_the_same_run(run: Path, store: Path, photo
     assert [m.step for m in client.get_metric_history(logged.info.run_id, "history/lr")] == [1, 2, 3]
     tag = logged.data.tags[IDENTITY_TAG]
     assert len(client.search_runs([logged.info.experiment_id], f"tags.`{IDENTITY_TAG}` = '{tag}'")) == 1
+
+
+def test_run_that_was_moved_and_resumed_is_the_same_run(run: Path, store: Path, tmp_path: Path) -> None:
+    run_id = export(run, store).split()[3]
+    (tmp_path / "elsewhere").mkdir()
+    moved = run.rename(tmp_path / "elsewhere" / run.name)
+    config = moved / "train_config.yaml"
+    config.write_text(config.read_text().replace("out: x", "out: elsewhere"))
+    assert export(moved, store).startswith(f"updated MLflow run {run_id} ")
+
+
+def test_run_whose_export_breaks_off_has_failed_until_it_is_exported_again(
+    run: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("imgcls.evaluation.export_mlflow._log_numbers", fail)
+        with pytest.raises(RunError, match="MLflow failed: disk is full; exporting again goes on"):
+            export_mlflow(run, str(store))
+    again = export(run, store)
+    assert again.startswith("updated")
+    client, logged = read_run(store, again.split()[3])
+    assert logged.info.status == "FINISHED"
+    monkeypatch.setattr("imgcls.evaluation.export_mlflow._log_numbers", fail)
+    with pytest.raises(RunError):
+        export_mlflow(run, str(store))
+    assert client.get_run(logged.info.run_id).info.status == "FAILED"
 
 
 def test_database_by_its_uri_is_that_of_its_folder(run: Path, store: Path) -> None:
@@ -136,6 +185,18 @@ def test_missing_mlflow_is_one_line_that_says_what_installs_it(
     assert not (tmp_path / "none").exists()
 
 
+def test_missing_driver_of_a_database_is_one_line_that_names_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    with pytest.raises(RunError, match=r"^mysql\+pymysql://host/db: MLflow needs .* 'pymysql' .*pip install pymysql$"):
+        export_mlflow(run, "mysql+pymysql://me:s3cr@t@host/db")
+
+
+def test_uri_that_is_none_is_one_line_without_the_password(run: Path) -> None:
+    with pytest.raises(UsageError, match=r"^http://\[bad: is no URI: [^\n]+; expected a folder, or such as") as caught:
+        export_mlflow(run, "http://me:s3cret@[bad")
+    assert "s3cret" not in str(caught.value)
+
+
 def test_server_that_does_not_answer_is_one_line_without_the_password(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,5 +217,18 @@ def test_places_that_mlflow_no_longer_writes_to_and_no_place_are_refused(run: Pa
     assert isinstance(result.exception, UsageError)
 
 
-def test_password_of_a_uri_is_hidden() -> None:
-    assert hide_password("at https://me:s3cret@host/x") == "at https://host/x"
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("at https://me:s3cret@host/x", "at https://host/x"),
+        ("postgresql://u:p@ss@host/db", "postgresql://host/db"),
+        ("postgresql://u:p/s?s@host/db failed", "postgresql://host/db failed"),
+        ("https://token@host", "https://host"),
+        ("postgresql://host/db?user=u&password=p@ss&x=1", "postgresql://host/db?user=u&password=…&x=1"),
+        ("mysql://u:p@host/db?Passwd=p", "mysql://host/db?Passwd=…"),
+        ("http://host:5000/api?name=me@there failed", "http://host:5000/api?name=me@there failed"),
+        ("sqlite:///a.db", "sqlite:///a.db"),
+    ],
+)
+def test_password_of_a_uri_is_hidden(text: str, shown: str) -> None:
+    assert hide_password(text) == shown

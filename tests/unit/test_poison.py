@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -92,6 +93,16 @@ def test_a_clean_run_has_no_suspect_class(train_digits):
     assert all(",no,spectral," in row for row in rows[1:])
 
 
+def test_a_class_that_was_not_judged_fails_where_strict(color_run, photos, tmp_path):
+    run = shutil.copytree(color_run, tmp_path / "run")
+    (run / "train_config.yaml").write_text(f"data: {photos}\n")
+    result = call(run, "--strict")
+    assert result.exit_code == 1
+    assert "refused: 3 classes were not judged: " in result.stderr
+    assert "expected 30 images of each or more" in result.stderr
+    assert call(run).exit_code == 0
+
+
 def make_features(values: np.ndarray, *, looks_other: slice = slice(0)) -> Features:
     """Features of a class a, and of as many of a class b, whose pictures those in `looks_other` are like."""
     count, random = len(values), np.random.default_rng(1)
@@ -141,6 +152,8 @@ def test_few_images_equal_ones_and_broken_features_are_not_judged_as_suspect():
     for values in (few, equal, broken):
         (found, _) = screen_features(make_features(values)).classes
         assert not found.is_suspect
+    unjudged = [[each.label for each in screen_features(make_features(v)).unjudged] for v in (few, equal, broken)]
+    assert unjudged == [["a", "b"], [], ["a"]]
     assert cluster(equal)[1] == 0.0
     assert "cluster" not in format_named(screen_features(make_features(equal)))
 

@@ -8,6 +8,7 @@ import signal
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from imgcls.training.batches import Batches
 from imgcls.training.checkpoint import Progress, list_checkpoints
 from imgcls.training.config import read_config
 from imgcls.training.poisson import PoissonSampling
-from imgcls.training.privacy import ORDERS, Privacy, choose_delta, find_noise, refuse_network
+from imgcls.training.privacy import ORDERS, Privacy, choose_delta, find_noise, refuse_network, seed_on
 from imgcls.training.randomness import Draw
 from model.network import SimpleCNN, build_network
 from model.spec import ModelSpec
@@ -116,7 +117,40 @@ def test_what_is_drawn_needs_the_key_and_with_it_is_a_function_of_the_position()
     other.load_state_dict(one.state_dict())
     assert torch.equal(one.draw(1, 0), other.draw(1, 0))
     assert not torch.equal(one.draw(1, 0), one.draw(1, 1))
-    assert one.generator_at(Draw.NOISE, 1, 0).initial_seed() != one.generator_at(Draw.POISSON, 1, 0).initial_seed()
+    noise, poisson = (torch.randn(20, generator=one.generator_at(draw, 1, 0)) for draw in (Draw.NOISE, Draw.POISSON))
+    assert not torch.equal(noise, poisson)
+
+
+def test_all_words_of_the_generator_come_from_the_key_and_none_from_a_seed_of_32_bits():
+    sampling = PoissonSampling(100, 50)
+    sampling.load_state_dict({"key": "5eed", "draws": 2})
+    words = np.random.SeedSequence([Draw.NOISE, 0x5EED, 1, 0]).generate_state(624)
+    twister = np.random.RandomState()
+    twister.set_state(("MT19937", words, 624))
+    generator = sampling.generator_at(Draw.NOISE, 1, 0)
+    expected = twister.randint(2**32, size=2_000, dtype=np.uint32) % 2**24 / 2**24  # torch makes a float of 24 bits
+    np.testing.assert_array_equal(torch.rand(2_000, generator=generator).numpy(), expected)
+
+
+def test_another_device_is_seeded_anew_for_each_step():
+    sampling = PoissonSampling(100, 50)
+    seeds = [
+        seed_on(torch.device("cpu"), sampling.generator_at(Draw.NOISE, *position)).initial_seed()
+        for position in ((1, 0), (1, 1), (1, 0))
+    ]
+    assert seeds[0] == seeds[2] != seeds[1]
+    assert max(seeds) >= 2**32
+
+
+def test_a_checkpoint_whose_noise_was_drawn_otherwise_is_refused(tmp_path, train_photos):
+    run = tmp_path / "run"
+    train_photos(run, *SMALL, "--dp-noise", 1)
+    for path in list_checkpoints(run):
+        state = torch.load(path, weights_only=True)
+        del state["parts"]["privacy"]["sampling"]["draws"]
+        torch.save(state, path)
+    with pytest.raises(RunError, match=r"an earlier version drew its images and noise otherwise .* with --overwrite"):
+        train_photos(run, *SMALL, "--dp-noise", 1, "--resume", epochs=2)
 
 
 def test_a_step_without_images_is_one_too(train_photos, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from handler.layout import EARLIEST
 from imgcls.archive.origin import read_origin
 from imgcls.archive.pack import pack_tree, write_manifest
 from imgcls.archive.provenance import check_statement, write_provenance
-from imgcls.archive.stage import copy_package
+from imgcls.archive.stage import ServingOptions, copy_package, describe_archive, stage_archive
 from imgcls.checkout import GitState, hash_code
 from imgcls.cli.provenance import provenance
 from imgcls.errors import ArchiveError, UsageError
@@ -231,6 +231,42 @@ def test_the_command_tells_it_of_an_archive_on_one_screen(tree, tmp_path):
     fields = json.loads(tell(archive, "--json"))
     assert fields["splits"]["train"]["fingerprint"] == record["data"]["splits"]["train"]["sha256"]
     assert (fields["test_sets"]["clean"]["accuracy"], fields["training"]["lr"], fields["served"]) == (0.5, 0.125, None)
+
+
+@pytest.fixture(scope="session")
+def private(tmp_path_factory, train_photos) -> Path:
+    """A private run that was resumed with other code and other data."""
+    run = tmp_path_factory.mktemp("runs") / "private"
+    train_photos(run, "--dp-noise", 1, "--parameters", '{"widths": [3]}')
+    record = json.loads((run / "train_record.json").read_text())
+    changed = {"data": {"source": "other", "splits": {"train": {"sha256": "5ec2e7"}}}, "seed": 3}
+    record["resumed"] = [{"first_epoch": 2, "first_step": 3, "changed": changed}]
+    (run / "train_record.json").write_text(json.dumps(record))
+    return run
+
+
+def test_no_digest_of_a_private_runs_images_leaves_the_run_but_that_of_test(private, tmp_path):
+    splits = json.loads((private / "train_record.json").read_text())["data"]["splits"]
+    kept, left_out = splits["test"]["sha256"], [splits["train"]["sha256"], splits["val"]["sha256"], "5ec2e7"]
+    (tmp_path / "tree").mkdir()
+    tree, options = tmp_path / "tree", ServingOptions()
+    common = {"name": "colors", "version": "1.5", "options": options, "created": EARLIEST}
+    stage_archive(private, tree, **common)
+    describe_archive(tree, **common, weights_sha256=hash_weights(tree))
+    texts = {path.name: path.read_text() for path in tree.iterdir() if path.suffix in {".json", ".md", ".yaml"}}
+    for name in ("train_record.json", "provenance.json", "sbom.cdx.json"):
+        assert kept in texts[name]
+    assert kept[:12] in texts["MODEL_CARD.md"]
+    assert not [(name, each) for name, text in texts.items() for each in left_out if each[:12] in text]
+    assert "| train | 26 | 3 | 8 to 9 | left out: the run is private |" in texts["MODEL_CARD.md"]
+    assert splits["train"]["sha256"] in (private / "train_record.json").read_text()  # a link was not written into
+
+
+def test_the_command_tells_of_a_private_run_how_many_images_it_had(private, make_tree, tmp_path):
+    archive = pack_with_provenance(make_tree(private), tmp_path / "colors.mar")
+    assert "26 images, 3 classes   fingerprint left out, as the run is private" in tell(archive)
+    splits = json.loads(tell(archive, "--json"))["splits"]
+    assert [name for name, split in splits.items() if split["fingerprint"] is None] == ["train", "val"]
 
 
 def test_the_command_says_what_was_not_recorded(foreign, tmp_path):

@@ -1,5 +1,7 @@
 import base64
 import io
+import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -122,6 +124,22 @@ def test_run_that_was_not_evaluated_or_has_changed_is_refused(tmp_path: Path, wr
     (run / "weights.safetensors").write_bytes((other / "weights.safetensors").read_bytes())
     with pytest.raises(ArchiveError, match="measured on other weights"):
         collect_run(run)
+
+
+def test_private_run_shows_no_digest_of_its_training_images(run: Path, tmp_path: Path):
+    private = shutil.copytree(run, tmp_path / "private")
+    splits = {
+        name: {"files": 3, "unreadable": 0, "classes": {"a": 3}, "sha256": f"5ec2e7{name}"}
+        for name in ("train", "test")
+    }
+    privacy = {"noise_multiplier": 1, "clip_norm": 1, "sample_rate": 0.1, "steps": 3, "epsilon": 2, "delta": 0.1}
+    code = {"git_commit": None, "git_dirty": None, "sha256": "c0de", "locks": {}}
+    record = {"code": code, "data": {"source": "photos", "splits": splits}, "seed": 0, "device": "cpu", "parent": None}
+    (private / "train_record.json").write_text(json.dumps(record | {"versions": {}, "privacy": privacy}))
+    page = render("run.html.j2", vars(collect_run(private)))
+    assert "5ec2e7test" in page
+    assert "5ec2e7train" not in page
+    assert "left out: the run is private" in page
 
 
 def test_baseline_without_the_test_set_is_told_not_refused(run: Path, tmp_path: Path, write_run):
