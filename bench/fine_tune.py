@@ -16,7 +16,7 @@ from model.network import build_network
 
 NETWORK = "timm/tf_efficientnet_lite0"
 RECIPE = (
-    *("--network", NETWORK, "--interpolation", "bicubic", "--batch-size", 64, "--flip", "--amp", "bf16"),
+    *("--network", NETWORK, "--interpolation", "bicubic", "--batch-size", 64, "--flip"),
     *("--optimiser", "adamw", "--weight-decay", 0.05, "--schedule", "cosine"),
 )
 RATES = {"ImageNet weights": 1e-3, "random weights": 3e-3}  # a common choice for each; not searched for

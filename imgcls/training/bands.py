@@ -26,7 +26,7 @@ def decide_ranges(config: TrainConfig, files: Sequence[bytes]) -> tuple[Range, .
     """Returns of each band the samples that become 0 and 255, or None where the run takes pictures.
 
     Bands are taken where `ranges` is given, where `channels` is no number that a picture has, or where neither is given
-    and the first of these files that can be read is a TIFF that no picture viewer would open.
+    and most of these files are TIFFs that no picture viewer would open.
 
     Args:
         config: of the run.
@@ -66,7 +66,7 @@ def measure_bands(files: Sequence[bytes]) -> list[tuple[int, int]]:
 def _takes_bands(config: TrainConfig, files: Sequence[bytes]) -> bool:
     if config.ranges is not None or config.channels is not None:
         return config.ranges is not None or config.channels not in PICTURES
-    return any(map(is_no_picture, files))
+    return 2 * sum(map(is_no_picture, files)) > len(files)
 
 
 def _read_all(files: Sequence[bytes]) -> list[npt.NDArray[Any]]:

@@ -158,7 +158,8 @@ DEEP = [write_tiff(scene[:1]) for scene in (make_scene("wood", 1), make_scene("l
         (("--ranges", "[[0,1],[0,2],[0,3],[0,4],[0,5],[0,6]]"), FILES, tuple((0, high) for high in range(1, 7))),
         (("--channels", 2), [write_tiff(np.zeros((2, 4, 4), np.uint8))], ((0, 255),) * 2),
         (("--dp-noise", 1), FILES, ((0, 65_535),) * 6),
-        ((), [b"no image", write_tiff(np.full((5, 4, 4), 7, np.uint16))], ((7, 8),) * 5),
+        ((), [b"no image", *[write_tiff(np.full((5, 4, 4), 7, np.uint16))] * 2], ((7, 8),) * 5),
+        ((), [*DEEP, FILES[0]], None),
     ],
 )
 def test_ranges_are_those_given_or_those_measured(flags, files, expected):

@@ -50,7 +50,7 @@ def test_a_written_configuration_repeats_the_run(tmp_path: Path):
         (("--nesterov", "--momentum", "0"), "nesterov is on and momentum is 0; expected a momentum above 0"),
         (("--seed", "-1"), "seed: "),
         (("--seed", str(2**70)), "seed: "),
-        (("--channels", "2"), "channels: "),
+        (("--channels", "65"), "channels: "),
         (("--mean", "half"), "mean"),
     ],
 )
