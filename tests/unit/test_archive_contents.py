@@ -58,7 +58,7 @@ def test_inspect_shows_it_to_people_and_to_machines(archive: Path):
     machines = CliRunner().invoke(app, ["inspect", str(archive), "--json"])
     assert people.output.startswith("colors 1.5 ")
     assert "3: red, green, blue" in people.output
-    assert json.loads(machines.output)["classes"] == ["red", "green", "blue"]
+    assert json.loads(machines.stdout)["classes"] == ["red", "green", "blue"]
 
 
 def test_a_missing_archive_says_how_to_build_one(tmp_path: Path):

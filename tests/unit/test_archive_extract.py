@@ -215,7 +215,7 @@ def test_killed_process_leaves_no_half_folder_and_the_next_one_cleans_up(make_zi
 
 def test_command_verifies_before_it_unpacks(archive: Path, tmp_path: Path):
     done = CliRunner().invoke(app, ["archive", "extract", str(archive), str(tmp_path / "out"), "--json"])
-    answer = json.loads(done.output)
+    answer = json.loads(done.stdout)
     assert answer["verified"] and "spec.yaml" in answer["files"]
     assert sorted(answer["files"]) == list_files(tmp_path / "out")
 

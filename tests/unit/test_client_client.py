@@ -2,7 +2,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from imgcls.errors import ClientError
 from imgcls.serving.errors import NotReadyError
 from imgcls.serving.readiness import check_golden
 from model.golden import GoldenItem
+from tests.support.http import Server
 
 ANSWER = {
     "model": "imgcls",
@@ -37,7 +38,7 @@ ANSWER = {
 }
 
 
-class Fake(ThreadingHTTPServer):
+class Fake(Server):
     """Only the transport is faked: answers one after the other, the last one for ever."""
 
     def __init__(self) -> None:

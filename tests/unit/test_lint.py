@@ -308,7 +308,7 @@ def test_command_tells_file_and_line_and_exits_1_on_errors_only(tmp_path: Path):
     assert warned.output.startswith(f"{config}: warning: allowed_urls is not set")
     failed = CliRunner().invoke(app, ["lint", str(config), str(model), "--json"])
     assert failed.exit_code == 1
-    assert [(entry["where"], entry["line"], entry["status"]) for entry in json.loads(failed.output)] == [
+    assert [(entry["where"], entry["line"], entry["status"]) for entry in json.loads(failed.stdout)] == [
         (str(config), 0, "warning"),
         (str(model), 2, "error"),
     ]

@@ -7,7 +7,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from imgcls.serving.errors import ManagementError
 from imgcls.serving.ports import ports_from
 from imgcls.serving.state import ServerState, StateFolder
 from imgcls.training import record as training_record
+from tests.support.http import Server
 
 PROJECT = Path(__file__).parents[2]
 SCORES = {"samples": 1234, "accuracy": 0.5, "precision_macro": 0.25, "recall_macro": 0.125, "f1_macro": 0.0625}
@@ -334,7 +335,7 @@ def test_provenance_of_other_weights_is_refused(tree, tmp_path):
         read_origin(tmp_path / "colors.mar")
 
 
-class FakeTorchServe(ThreadingHTTPServer):
+class FakeTorchServe(Server):
     """Answers the management API's describe call; `held` is what a worker says that it holds."""
 
     def __init__(self) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import socketserver
 import subprocess
 import sys
 import threading
@@ -38,6 +37,7 @@ from imgcls.tuning.machine import find_processor
 from imgcls.tuning.repack import make_model_config, repack
 from imgcls.tuning.settings import tune_vmargs, write_tuned_config
 from imgcls.tuning.slo import Slo
+from tests.support.http import Server
 
 PROJECT = Path(__file__).parents[2]
 CONFIG = PROJECT / "config.properties"
@@ -164,11 +164,8 @@ class TestMachine:
         assert find_processor(cpuinfo=tmp_path / "none")
 
 
-class Server(socketserver.ThreadingTCPServer):
+class SlowServer(Server):
     """Answers each POST after `delay_s` with `status`; one at a time where it is `narrow`."""
-
-    allow_reuse_address = daemon_threads = True
-    request_queue_size = 128
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answer)
@@ -182,7 +179,7 @@ class Answer(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        server: Server = self.server
+        server: SlowServer = self.server
         server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
         server.tokens.add(self.headers["Authorization"])
         if server.narrow:
@@ -200,8 +197,8 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
+def server() -> Iterator[SlowServer]:
+    with SlowServer() as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield server
@@ -210,7 +207,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def target(server: Server, tmp_path: Path) -> Target:
+def target(server: SlowServer, tmp_path: Path) -> Target:
     (tmp_path / "a.bin").write_bytes(b"one")
     (tmp_path / "b.bin").write_bytes(b"two")
     listing = tmp_path / "images.json"
@@ -219,7 +216,7 @@ def target(server: Server, tmp_path: Path) -> Target:
 
 
 class TestLoad:
-    def test_closed_loop_sends_the_images_with_the_token(self, server: Server, target: Target):
+    def test_closed_loop_sends_the_images_with_the_token(self, server: SlowServer, target: Target):
         server.delay_s = 0.02
         stretch = closed_loop(target, connections=2, duration_s=1)
         assert set(server.bodies) == {b"one", b"two"}
@@ -228,26 +225,26 @@ class TestLoad:
         assert stretch.p50_ms >= 20
         assert stretch.images_per_s > 0
 
-    def test_open_loop_arrives_at_its_rate(self, server: Server, target: Target):
+    def test_open_loop_arrives_at_its_rate(self, server: SlowServer, target: Target):
         stretch = open_loop(target, rate=30, duration_s=2)
         assert 0.9 * 100 <= stretch.answered + stretch.dropped <= 1.1 * 100 + 1  # p99 wants 100 answers: 3.3 s
         assert stretch.rate == 30
 
-    def test_arrivals_that_no_connection_is_free_for_are_dropped(self, server: Server, target: Target):
+    def test_arrivals_that_no_connection_is_free_for_are_dropped(self, server: SlowServer, target: Target):
         server.delay_s, server.narrow = 0.5, True
         strict = Target(target.url, target.token, target.images, Slo(50, 1))
         stretch = open_loop(strict, rate=60, duration_s=1)
         assert stretch.dropped > 0
         assert not stretch.meets(strict.slo)
 
-    def test_other_statuses_are_failures(self, server: Server, target: Target):
+    def test_other_statuses_are_failures(self, server: SlowServer, target: Target):
         server.status = 503
         stretch = closed_loop(target, connections=1, duration_s=1)
         assert stretch.answered == 0
         assert stretch.failed == len(server.bodies) > 0
         assert not stretch.meets(target.slo)
 
-    def test_token_is_in_no_list_of_processes(self, server: Server, target: Target, monkeypatch):
+    def test_token_is_in_no_list_of_processes(self, server: SlowServer, target: Target, monkeypatch):
         commands = []
         run = subprocess.run
         monkeypatch.setattr(subprocess, "run", lambda command, **rest: commands.append(command) or run(command, **rest))

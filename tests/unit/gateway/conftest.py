@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from imgcls.gateway.clusters import Endpoint
 from imgcls.gateway.listeners import EnvoyPaths, bootstrap
 from imgcls.gateway.settings import Settings
 from imgcls.gateway.table import Model, Table, Version
+from tests.support.http import Server
 
 TOKEN = "torchserve-token"
 MODELS = ("flowers", "birds")
@@ -53,11 +54,8 @@ class Seen:
     body: bytes
 
 
-class Upstream(ThreadingHTTPServer):
+class Upstream(Server):
     """Stands where TorchServe would; answers with `status` and remembers every request."""
-
-    daemon_threads = True
-    request_queue_size = 128
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
