@@ -64,6 +64,18 @@ class Explanations:
         except Exception as err:  # torch and the network raise anything
             return describe_failure(err, device=self._device, otherwise=ExplanationError)
 
+    def draw(self, explanation: "Explanation", pixels: Pixels, *, answer: dict[str, Any]) -> Picture:
+        """Returns an explanation as a picture; its text chunks say what it shows.
+
+        Args:
+            explanation: what `explain` gave.
+            pixels: uint8 (C, H, W), which were explained.
+            answer: what `write_explanation` made of it.
+        """
+        texts = {key: str(answer[key]) for key in ("label", "index", "probability", "method", "layer")}
+        are_bands = self._spec.ranges is not None
+        return Picture(draw_overlay(pixels, explanation.heat_map, are_bands=are_bands, texts=texts))
+
     def _load(self) -> "Explainer":
         from model.explain import Explainer  # here, because it imports torch, which other engines do without
 
@@ -89,9 +101,3 @@ def write_explanation(
         "size": list(heat_map.shape),
         "heat_map": heat_map.tolist(),
     }
-
-
-def draw_explanation(explanation: "Explanation", pixels: Pixels, *, answer: dict[str, Any]) -> Picture:
-    """Returns an explanation as a picture; its text chunks say what it shows."""
-    texts = {key: str(answer[key]) for key in ("label", "index", "probability", "method", "layer")}
-    return Picture(draw_overlay(pixels, explanation.heat_map, texts=texts))

@@ -20,7 +20,7 @@ from handler.answers import SERVER_ERROR, Answer, Picture, Result, write_answer
 from handler.decoding import Decoder
 from handler.device_errors import end_if_device_is_lost
 from handler.errors import Failure, RequestError, ServingError
-from handler.explanations import Explanations, draw_explanation, start_deadline, write_explanation
+from handler.explanations import Explanations, start_deadline, write_explanation
 from handler.network import Pixels, Probabilities, describe_failure, run_decoded
 from handler.options import Options
 from handler.request import Form, ImageRequest, Request, read_request
@@ -151,7 +151,7 @@ class ImageClassifier:
             return explanation
         answer = write_explanation(explanation, target=target, label=self.labels[target], probabilities=row)
         if image.kind == "picture":
-            return draw_explanation(explanation, pixels, answer=answer)
+            return self.explanations.draw(explanation, pixels, answer=answer)
         return {"predictions": predictions, "explanation": answer}
 
 

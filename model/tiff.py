@@ -197,8 +197,10 @@ def _check_layout(header: TiffHeader) -> None:
         raise UndecodableImageError("the TIFF's header is broken: a size is 0")
     if header.is_tiled:
         check_tile(*header.block)
-    if header.is_tiled and (header.block[0] % 16 or header.block[1] % 16):
-        raise UndecodableImageError(f"the TIFF has tiles of {header.block[0]} x {header.block[1]}; 16 divides not both")
+        if header.block[0] % 16 or header.block[1] % 16:
+            raise UndecodableImageError(
+                f"the TIFF has tiles of {header.block[0]} x {header.block[1]}; expected multiples of 16"
+            )
     across, down = -(-header.width // header.block[0]), -(-header.height // header.block[1])
     wanted = across * down * (header.samples if header.is_apart else 1)
     if wanted > MAX_BLOCKS:

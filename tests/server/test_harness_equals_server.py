@@ -15,17 +15,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import requests
 from PIL import Image
 
+from bench.tiny import make_tiny_run
+from imgcls.archive.build import build_archive
 from imgcls.archive.golden import read_golden
+from imgcls.archive.stage import ServingOptions
 from imgcls.archive.testing import Part, Request, ServedArchive, load_archive
 from imgcls.errors import ArchiveError
 from imgcls.serving.access import inference_token
 from imgcls.serving.server import ServeOptions, start, stop
 from imgcls.serving.state import ServerState, StateFolder
 from imgcls.serving.tokens import read_tokens
+from model.tiff import write_tiff
 
 ODD_HANDLER = """
 import sys
@@ -141,6 +146,15 @@ def pack(mar: Path, code: str) -> Path:
     return mar
 
 
+def register(folder: StateFolder, name: str) -> None:
+    """Has a server load an archive that lies in its model store."""
+    headers = {"Authorization": f"Bearer {read_tokens(folder.key_file).management.key}"}
+    query = {"url": f"{name}.mar", "initial_workers": 1, "synchronous": "true"}
+    url = f"{folder.read_running().management_url}/models"
+    response = requests.post(url, params=query, headers=headers, timeout=120)
+    assert response.status_code == 200, response.text
+
+
 @pytest.fixture(scope="module")
 def odd_start(
     archive: Path, ts_config: Path, tmp_path_factory: pytest.TempPathFactory
@@ -156,14 +170,11 @@ def odd_start(
     )
     try:
         began_s = time.monotonic()
-        server = start(options)
+        start(options)
         took_s = time.monotonic() - began_s
-        headers = {"Authorization": f"Bearer {read_tokens(state.key_file).management.key}"}
         for name, code in (("odd", ODD_HANDLER), ("short", SHORT_HANDLER), ("dict_", DICT_HANDLER)):
             pack(folder / f"{name}.mar", code)
-            query = {"url": f"{name}.mar", "initial_workers": 1, "synchronous": "true"}
-            response = requests.post(f"{server.management_url}/models", params=query, headers=headers, timeout=120)
-            assert response.status_code == 200, response.text
+            register(state, name)
         yield state, took_s
     finally:
         stop(state)
@@ -269,6 +280,25 @@ def test_the_projects_handler_answers_alike(server: ServerState, folder: StateFo
         compare(explained, *served.explain([image]))
         statuses = [answer.status for answer in served.predict([request for _, request in both])]
     assert statuses == [200, 200, 422, 400, 415, 200, 400, 415, 200, 400]
+
+
+def test_an_archive_of_bands_answers_alike(odd: StateFolder, tmp_path: Path) -> None:
+    run = make_tiny_run(tmp_path / "run", ranges=((0, 4095),) * 4)
+    mar = build_archive(run, odd.path.parent, name="bands", options=ServingOptions(workers=1))
+    register(odd, "bands")
+    samples = np.random.default_rng(0).integers(0, 4096, (4, 20, 24), dtype=np.uint16)
+    buffer = io.BytesIO()
+    Image.new("RGBA", (8, 8)).save(buffer, "PNG")
+    bodies = [write_tiff(samples), write_tiff(samples[:3]), buffer.getvalue()]
+    binary, png = {"Content-Type": "application/octet-stream"}, {"Accept": "image/png"}
+    sent = [post(odd, "/predictions/bands", data=body, headers=binary) for body in bodies]
+    drawn = post(odd, "/explanations/bands", data=bodies[0], headers=binary | png)
+    with load_archive(mar, environment={"IMGCLS_WORKERS": "1"}) as served:  # the same threads, and so the same bits
+        for response, answer in zip(sent, served.predict(bodies), strict=True):
+            compare(response, answer)
+        compare(drawn, *served.explain([Request(bodies[0], headers=png)]))
+    assert [response.status_code for response in sent] == [200, 415, 415]
+    assert Image.open(io.BytesIO(drawn.content)).mode == "RGB"
 
 
 def test_the_harness_takes_a_fraction_of_a_servers_start(
