@@ -46,6 +46,7 @@ try:
         decide_spec,
         set_threads,
         start_network,
+        with_precision,
         with_pretraining,
         with_restart,
         with_statistics,
@@ -64,7 +65,7 @@ AMP = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def main(arguments: Sequence[str]) -> int:
     """Trains one classifier; returns the exit status."""
-    config = set_threads(read_config(arguments, description=str(__doc__)))
+    config = with_precision(set_threads(read_config(arguments, description=str(__doc__))))
     if config.deterministic:
         be_deterministic()
     with join_world(choose_device(config.device)) as world:
@@ -127,8 +128,8 @@ def train_classifier(config: TrainConfig, world: World) -> int:
         write_record(run, record, first_epoch=progress.epoch, first_step=progress.total_steps)
         write_config(run, config)
     parameters = sum(p.numel() for p in network.parameters())
-    shape = f"{spec.channels} x {spec.size} x {spec.size}"
-    log(f"{spec.network}: {parameters:,} parameters, {shape} input, {classes} classes, on {world.describe()}")
+    shape, where = f"{spec.channels} x {spec.size} x {spec.size}", f"{world.describe()} in {config.amp or 'float32'}"
+    log(f"{spec.network}: {parameters:,} parameters, {shape} input, {classes} classes, on {where}")
 
     # Loop: steps, then validation. It stops between steps only, so that the checkpoint then written is whole.
     forward: nn.Module | None = None

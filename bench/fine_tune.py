@@ -28,6 +28,7 @@ def fine_tune(
     epochs: Annotated[int, typer.Option(min=1, help="Of each run.")] = 2,
     size: Annotated[int, typer.Option(min=32, help="Side in pixels that images are resized to.")] = 64,
     seed: Annotated[int, typer.Option(help="Of both runs.")] = 0,
+    amp: Annotated[str | None, typer.Option(help="As train.py's, such as bf16.")] = None,
 ) -> None:
     """Trains EfficientNet-Lite0 twice, with the same recipe, and prints a table in Markdown."""
     with tempfile.TemporaryDirectory(prefix="imgcls-fine-tune-") as temporary:
@@ -38,9 +39,10 @@ def fine_tune(
         except PeerError as err:
             sys.exit(f"error: {err}")
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, weights)
-        common = (*RECIPE, "--epochs", epochs, "--size", size, "--seed", seed)
+        common: tuple[object, ...] = (*RECIPE, "--epochs", epochs, "--size", size, "--seed", seed)
+        common += ("--amp", amp) if amp else ()
         starts = {"ImageNet weights": ("--weights", weights), "random weights": ()}
-        print(f"{epochs} epochs of {Path(data).name} at {size} x {size}; {describe_machine()}\n")
+        print(f"{epochs} epochs of {Path(data).name} at {size} x {size}; {amp or 'float32'}; {describe_machine()}\n")
         print("| EfficientNet-Lite0 from | learning rate | test accuracy | seconds |\n|---|---:|---:|---:|")
         for name, flags in starts.items():
             rate = RATES[name]

@@ -56,17 +56,21 @@ def noise(
     rate: Annotated[
         float, typer.Option(min=0, max=0.9, help="Part of the training labels that is flipped; 0: NaN only.")
     ] = 0.3,
-    nan: Annotated[float, typer.Option(min=0, max=0.09, help="Part of the batches that gets a NaN.")] = 0.01,
+    nan: Annotated[
+        float, typer.Option(min=0, max=0.09, help="Part of the batches that gets a NaN; 0: wrong labels only.")
+    ] = 0.01,
     epochs: Annotated[int, typer.Option(min=1, help="Of each run.")] = 30,
     threads: Annotated[int, typer.Option(min=1, help="Of each run.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the choice of images and of all runs.")] = 0,
     auto: Annotated[bool, typer.Option(help="Also measure --noise-rate auto.")] = False,
+    amp: Annotated[str | None, typer.Option(help="As train.py's, such as bf16.")] = None,
 ) -> None:
     """Trains with wrong labels and with NaN, with and without the filter, and prints a table in Markdown."""
     with tempfile.TemporaryDirectory(prefix="imgcls-noise-") as temporary:
         scratch, draws = Path(temporary), np.random.default_rng(seed)
         flipped = write_tables(scratch, data, images=images, tests=tests, rate=rate, draws=draws)
-        common = (*RECIPE, *NETWORK, "--epochs", epochs, "--threads", threads, "--seed", seed)
+        common: tuple[object, ...] = (*RECIPE, *NETWORK, "--epochs", epochs, "--threads", threads, "--seed", seed)
+        common += ("--amp", amp) if amp else ()
         rates: dict[str, tuple[object, ...]] = {}
         if rate:
             rates = {
@@ -79,13 +83,15 @@ def noise(
             name: measure(["train.py"], scratch / "wrong.csv", scratch, (*common, *flags), seed=seed, flipped=flipped)
             for name, flags in rates.items()
         }
-        results["right labels"] = measure(["train.py"], scratch / "right.csv", scratch, common, seed=seed)
-        planted = f"right labels, NaN in {nan:.0%} of the batches"
-        results[planted] = measure(
-            ["-m", "bench.plant_nan", str(nan)], scratch / "right.csv", scratch, common, seed=seed
-        )
+        if nan:
+            results["right labels"] = measure(["train.py"], scratch / "right.csv", scratch, common, seed=seed)
+            planted = f"right labels, NaN in {nan:.0%} of the batches"
+            results[planted] = measure(
+                ["-m", "bench.plant_nan", str(nan)], scratch / "right.csv", scratch, common, seed=seed
+            )
     print(
-        f"{images:,} training and {tests:,} test images of {Path(data).name}; {epochs} epochs; {describe_machine()}\n"
+        f"{images:,} training and {tests:,} test images of {Path(data).name}; {epochs} epochs in {amp or 'float32'}; "
+        f"{describe_machine()}\n"
     )
     print(as_table(results))
 

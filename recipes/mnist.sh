@@ -17,6 +17,6 @@ case "$name" in
 esac
 
 time "$bin/python" train.py --data "torchvision:$name" --out "$run" --overwrite --batch-size 128 --val-fraction 0.1 \
-    --lr 0.1 --nesterov --weight-decay 5e-4 --schedule one-cycle --amp bf16 "${flags[@]}" \
+    --lr 0.1 --nesterov --weight-decay 5e-4 --schedule one-cycle --amp auto "${flags[@]}" \
     --parameters '{"widths": [32, 64], "convolutions": 2, "hidden": 128, "norm": "batch", "dropout": 0.3}'
 "$bin/imgcls" evaluate "$run" --test test="torchvision:$name"

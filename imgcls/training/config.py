@@ -96,7 +96,9 @@ class TrainConfig(BaseSettings):
         0, description="first epochs, in which only the last layer learns"
     )
     patience: Count | None = Field(None, description="stop after so many epochs without a better validation accuracy")
-    amp: Literal["bf16", "fp16"] | None = Field(None, description="mixed precision")
+    amp: Literal["bf16", "fp16", "auto"] | None = Field(
+        None, description="mixed precision; auto: bf16 where the device has instructions for it"
+    )
     compile: bool = Field(False, description="torch.compile; costs minutes at the start")
     class_weights: bool = Field(False, description="weigh the loss inversely to the size of each class")
     balanced: bool = Field(False, description="draw each class equally often")

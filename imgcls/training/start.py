@@ -35,6 +35,7 @@ PROBED = 64  # images looked at to decide channels and size
 STATISTICS_IMAGES = 10_000
 PHOTO_SIZE = 224
 INTERPOLATION: Interpolation = "bilinear"
+BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "sve_bf16")  # of x86-64 and of Arm
 SMALL = 96  # images up to this side are trained at their own size
 
 
@@ -65,6 +66,20 @@ def set_threads(config: TrainConfig) -> TrainConfig:
     if config.threads:
         torch.set_num_threads(config.threads)
     return config.model_copy(update={"threads": torch.get_num_threads()}) if config.deterministic else config
+
+
+def with_precision(config: TrainConfig) -> TrainConfig:
+    """Decides `amp: auto`: bf16 on a device that has instructions for it; others emulate it, slower than float32."""
+    if config.amp != "auto":
+        return config
+    return config.model_copy(update={"amp": "bf16" if has_bf16(choose_device(config.device)) else None})
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 by itself."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return any(torch.cpu.get_capabilities().get(name) for name in BF16_INSTRUCTIONS)
 
 
 def with_restart(config: TrainConfig) -> TrainConfig:

@@ -1,13 +1,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from torch import nn
 
 from imgcls.errors import UsageError
 from imgcls.training.config import TrainConfig, read_config
 from imgcls.training.optimise import make_optimiser, make_schedule
-from imgcls.training.start import choose_device, with_pretraining
+from imgcls.training.start import choose_device, with_precision, with_pretraining
 
 
 def read(*arguments: str) -> TrainConfig:
@@ -104,6 +105,15 @@ def test_every_flag_is_described(capsys):
 def test_a_device_that_cannot_be_used_is_refused(name):
     with pytest.raises(UsageError, match=f"device is {name!r}"):
         choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("has", "amp"), [("amx_bf16", "bf16"), ("avx512_bf16", "bf16"), ("sve_bf16", "bf16"), ("avx512_f", None)]
+)
+def test_auto_precision_is_bf16_where_the_processor_has_instructions_for_it(monkeypatch, has, amp):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {has: True, "amx_fp16": False})
+    assert with_precision(read("--amp", "auto", "--device", "cpu")).amp == amp
+    assert with_precision(read("--amp", "fp16")).amp == "fp16"
 
 
 def rates(schedule_name: str, *flags: str, steps: int = 8) -> list[float]:
