@@ -59,8 +59,8 @@ test: $(VENV)/.ready ## unit tests and tests against a real TorchServe (TESTS=â€
 ifdef TESTS
 	@$(BIN)/python -m pytest $(TESTS)
 else
-	@$(BIN)/python -m pytest --numprocesses auto --max-worker-restart 0 --dist loadfile tests/unit
-	@$(BIN)/python -m pytest tests/server
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --max-worker-restart 0 --dist loadfile tests/unit
+	@$(BIN)/python -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile tests/server
 endif
 
 test-slow: $(VENV)/.ready ## the tests that take minutes

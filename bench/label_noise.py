@@ -101,6 +101,9 @@ def write_tables(
 ) -> set[str]:
     """Writes the images and two tables, right.csv and wrong.csv; returns the files whose label wrong.csv flips."""
     source = open_source(data)
+    for name, count in (("train", images), ("test", tests)):
+        if count > (most := len(source.splits[name])):
+            sys.exit(f"error: {count:,} images of the {name} split of {data} are asked for; it has {most:,}")
     rows = [
         *_copy(source.splits["train"], folder, count=images, draws=draws),
         *_copy(source.splits["test"], folder, count=tests, draws=draws),
