@@ -211,7 +211,7 @@ def test_a_run_that_is_stopped_in_its_first_epoch_says_what_its_weights_have_cos
 
     def privatise_and_stop(self, progress):
         privatise(self, progress)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)  # not SIGINT, which is ignored in what a shell runs in the background
 
     monkeypatch.setattr(Privacy, "privatise", privatise_and_stop)
     assert train_photos(tmp_path / "run", *SMALL, "--dp-noise", 1) == 130
