@@ -42,7 +42,7 @@ def fine_tune(
         common: tuple[object, ...] = (*RECIPE, "--epochs", epochs, "--size", size, "--seed", seed)
         common += ("--amp", amp) if amp else ()
         starts = {"ImageNet weights": ("--weights", weights), "random weights": ()}
-        print(f"{epochs} epochs of {Path(data).name} at {size} x {size}; {amp or 'float32'}; {describe_machine()}\n")
+        print(f"{epochs} epochs of {Path(data).name} at {size} x {size}; --amp {amp or 'off'}; {describe_machine()}\n")
         print("| EfficientNet-Lite0 from | learning rate | test accuracy | seconds |\n|---|---:|---:|---:|")
         for name, flags in starts.items():
             rate = RATES[name]

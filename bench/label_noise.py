@@ -90,8 +90,8 @@ def noise(
                 ["-m", "bench.plant_nan", str(nan)], scratch / "right.csv", scratch, common, seed=seed
             )
     print(
-        f"{images:,} training and {tests:,} test images of {Path(data).name}; {epochs} epochs in {amp or 'float32'}; "
-        f"{describe_machine()}\n"
+        f"{images:,} training and {tests:,} test images of {Path(data).name}; {epochs} epochs, "
+        f"--amp {amp or 'off'}; {describe_machine()}\n"
     )
     print(as_table(results))
 
