@@ -34,7 +34,7 @@ clean_up() {
     "$bin/imgcls" stop --state "$state"
 }
 
-step "1. train and pack a good 1.0, a 2.0 whose training was cut short, and a good 2.1"
+step "1. train and pack a good 1.0, and a 2.0 whose training was cut short"
 trap clean_up EXIT
 "$bin/imgcls" stop --state "$state" > /dev/null
 rm -rf "$state" # the rollouts of the demo before
@@ -42,16 +42,16 @@ mkdir -p "$runs"
 make_version 1.0 20 0.05 "$narrow" &
 trainer=$!
 make_version 2.0 3 0.02 "$wide"
-make_version 2.1 20 0.05 "$wide"
 wait "$trainer"
-trainer=""
 
-step "2. serve 1.0 behind a gateway"
+step "2. serve 1.0 behind a gateway; meanwhile a good 2.1 is trained and packed"
+make_version 2.1 20 0.05 "$wide" > "$runs/2.1.txt" &
+trainer=$!
 "$bin/imgcls" serve "$runs/1.0/store/imgcls.mar" --gateway --gateway-port 0 --port 0 --state "$state"
 url="$("$bin/imgcls" status --json --state "$state" | "$bin/python" -c 'import json, sys; print(json.load(sys.stdin)["url"])')"
 
-step "3. ask it 30 times a second, from now on; what the images really show is handed in some seconds later"
-"$bin/python" recipes/ask.py "$url" --data digits --rate 30 --state "$state" &
+step "3. ask it 60 times a second, from now on; what the images really show is handed in some seconds later"
+"$bin/python" recipes/ask.py "$url" --data digits --rate 60 --state "$state" &
 asker=$!
 
 step "4. roll 2.0 without shadowing, so that the canary has to catch it by its accuracy"
@@ -63,6 +63,9 @@ fi
 "$bin/imgcls" rollout status --state "$state" | grep 'rolled-back: canary .*accuracy' > /dev/null
 
 step "5. roll 2.1 through shadow and canary"
+wait "$trainer"
+trainer=""
+cat "$runs/2.1.txt"
 "$bin/imgcls" rollout start "$runs/2.1/store/imgcls.mar" --plan recipes/rollout.toml --state "$state"
 
 step "6. go back to 1.0 at once"
