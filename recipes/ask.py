@@ -1,6 +1,6 @@
 """Asks a gateway at a steady rate, whatever it answers, and tells at the end who answered what.
 
-    python recipes/ask.py http://127.0.0.1:8000 --data digits --rate 60 --state .imgcls/demo-rollout
+    python recipes/ask.py http://127.0.0.1:8000 --data digits --rate 45 --state .imgcls/demo-rollout
 
 The images are a test set's, which no training has seen. What they really show is handed in with `imgcls rollout label`
 some seconds later, as people or a later step of a process would. Ends after --seconds, or on SIGTERM or Ctrl-C; exits 1

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 bin="${BIN:-.venv/bin}" runs="${RUNS:-runs/rollout}" state="${STATE:-.imgcls/demo-rollout}"
 narrow='{"widths": [32, 64], "hidden": 128}' wide='{"widths": [32, 64], "hidden": 256}'
-trainer="" asker=""
+first="" second="" asker=""
 step() { printf '\n== %s\n' "$*"; }
 
 make_version() { # VERSION EPOCHS LR PARAMETERS: trains a network, packs it, and says how good it is
@@ -30,7 +30,8 @@ stop_asking() {
 clean_up() {
     trap '' INT TERM
     stop_asking || true
-    [[ -z "$trainer" ]] || wait "$trainer" || true
+    [[ -z "$first" ]] || wait "$first" || true
+    [[ -z "$second" ]] || wait "$second" || true
     "$bin/imgcls" stop --state "$state"
 }
 
@@ -39,19 +40,20 @@ trap clean_up EXIT
 "$bin/imgcls" stop --state "$state" > /dev/null
 rm -rf "$state" # the rollouts of the demo before
 mkdir -p "$runs"
-make_version 1.0 20 0.05 "$narrow" &
-trainer=$!
-make_version 2.0 3 0.02 "$wide"
-wait "$trainer"
+make_version 1.0 16 0.05 "$narrow" &
+first=$!
+make_version 2.0 2 0.02 "$wide"
+make_version 2.1 16 0.05 "$wide" > "$runs/2.1.txt" &
+second=$!
+wait "$first"
+first=""
 
 step "2. serve 1.0 behind a gateway; meanwhile a good 2.1 is trained and packed"
-make_version 2.1 20 0.05 "$wide" > "$runs/2.1.txt" &
-trainer=$!
 "$bin/imgcls" serve "$runs/1.0/store/imgcls.mar" --gateway --gateway-port 0 --port 0 --state "$state"
 url="$("$bin/imgcls" status --json --state "$state" | "$bin/python" -c 'import json, sys; print(json.load(sys.stdin)["url"])')"
 
-step "3. ask it 60 times a second, from now on; what the images really show is handed in some seconds later"
-"$bin/python" recipes/ask.py "$url" --data digits --rate 60 --state "$state" &
+step "3. ask it 45 times a second, from now on; what the images really show is handed in some seconds later"
+"$bin/python" recipes/ask.py "$url" --data digits --rate 45 --state "$state" &
 asker=$!
 
 step "4. roll 2.0 without shadowing, so that the canary has to catch it by its accuracy"
@@ -63,8 +65,8 @@ fi
 "$bin/imgcls" rollout status --state "$state" | grep 'rolled-back: canary .*accuracy' > /dev/null
 
 step "5. roll 2.1 through shadow and canary"
-wait "$trainer"
-trainer=""
+wait "$second"
+second=""
 cat "$runs/2.1.txt"
 "$bin/imgcls" rollout start "$runs/2.1/store/imgcls.mar" --plan recipes/rollout.toml --state "$state"
 
