@@ -201,7 +201,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
                 remark = gradient_filter.end_epoch(progress) + (privacy.write() if privacy else "")
                 epoch = Epoch(
                     epoch=number,
-                    lr=optimiser.param_groups[-1]["lr"],
+                    lr=max(optimiser.param_groups[-1]["lr"], 0.0),  # one-cycle's line goes on after the last step
                     train_loss=progress.train_loss,
                     train_accuracy=progress.train_accuracy,
                     val_loss=val_loss,

@@ -30,6 +30,7 @@ class SimpleCNNParameters(BaseModel):
     convolutions: Width = 1
     hidden: Width = 10
     norm: Literal["none", "batch"] = "none"
+    pooling: Literal["last", "first"] = "last"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
@@ -39,7 +40,8 @@ class SimpleCNN(nn.Module):
     The published listing is one block of 32 channels for 16 x 16 RGB images and ten classes, with the 32*8*8 features
     of that size written into it. Here input channels, size, widths, number of blocks and classes are parameters.
     More `convolutions` of a block follow its pooling, each with a ReLU; `norm="batch"` puts a batch norm before every
-    ReLU of a block; `dropout` acts before the last layer.
+    ReLU of a block, and `pooling="first"` the pooling before both, which then have a quarter of the values to work on;
+    `dropout` acts before the last layer.
 
     Args:
         channels: of the input image.
@@ -48,6 +50,9 @@ class SimpleCNN(nn.Module):
         widths: output channels of each block.
         convolutions: in each block, the first before its pooling.
         hidden: width of the layer between features and logits.
+        norm: whether the blocks have batch norms.
+        pooling: "last" of its block's convolution, norm and ReLU, or "first" after the convolution.
+        dropout: probability.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class SimpleCNN(nn.Module):
         convolutions: int = 1,
         hidden: int = 10,
         norm: Literal["none", "batch"] = "none",
+        pooling: Literal["last", "first"] = "last",
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -70,7 +76,7 @@ class SimpleCNN(nn.Module):
                 f"as each halves the input of size {size}"
             )
         blocks = [
-            _block(a, b, convolutions=convolutions, norm=norm)
+            _block(a, b, convolutions=convolutions, norm=norm, pooling=pooling)
             for a, b in zip((channels, *widths), widths, strict=False)
         ]
         self.features = nn.Sequential(*blocks)
@@ -88,13 +94,15 @@ class SimpleCNN(nn.Module):
         return logits
 
 
-def _block(channels_in: int, channels_out: int, *, convolutions: int, norm: str) -> nn.Sequential:
+def _block(channels_in: int, channels_out: int, *, convolutions: int, norm: str, pooling: str) -> nn.Sequential:
     layers: list[nn.Module] = []
     for number in range(convolutions):
         width_in = channels_out if number else channels_in
         layers.append(nn.Conv2d(width_in, channels_out, kernel_size=3, padding=1, bias=norm == "none"))
-        layers += [nn.BatchNorm2d(channels_out)] if norm == "batch" else []
-        layers += [nn.ReLU()] if number else [nn.ReLU(), nn.MaxPool2d(2)]
+        activation: list[nn.Module] = [nn.BatchNorm2d(channels_out)] if norm == "batch" else []
+        activation.append(nn.ReLU())
+        pool: list[nn.Module] = [] if number else [nn.MaxPool2d(2)]
+        layers += pool + activation if pooling == "first" else activation + pool
     return nn.Sequential(*layers)
 
 

@@ -57,6 +57,21 @@ def test_blocks_of_several_convolutions():
     assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
 
 
+def test_pooling_first_leaves_a_quarter_to_the_norm_and_the_relu():
+    parameters = {"widths": [4, 8], "convolutions": 2, "norm": "batch", "pooling": "first"}
+    network = build_network(make_spec(parameters=parameters))
+    first = ["Conv2d", "MaxPool2d", "BatchNorm2d", "ReLU", "Conv2d", "BatchNorm2d", "ReLU"]
+    assert [[type(layer).__name__ for layer in block] for block in network.features] == [first, first]
+    assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 10)
+
+
+def test_where_the_pooling_stands_changes_nothing_without_a_norm():
+    last, first = (build_network(make_spec(parameters={"widths": [4], "pooling": at})) for at in ("last", "first"))
+    first.load_state_dict(last.state_dict())
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(first(images), last(images))
+
+
 def test_more_blocks_than_the_size_can_be_halved_are_refused():
     with pytest.raises(SpecError, match=r"parameters\.widths has 4 blocks; expected at most 3, .* of size 8"):
         SimpleCNN(channels=1, size=8, classes=2, widths=(1, 1, 1, 1))
@@ -69,6 +84,7 @@ def test_more_blocks_than_the_size_can_be_halved_are_refused():
         ({"widths": []}, "widths: .* at least 1 item"),
         ({"widths": [0]}, r"widths\.0: .* greater than or equal to 1 \(got 0\)"),
         ({"norm": "layer"}, r"norm: .* 'none' or 'batch' \(got 'layer'\)"),
+        ({"pooling": "none"}, r"pooling: .* 'last' or 'first' \(got 'none'\)"),
         ({"dropout": 1.0}, r"dropout: .* less than 1 \(got 1.0\)"),
     ],
 )

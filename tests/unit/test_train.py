@@ -157,6 +157,7 @@ def test_every_schedule_and_option_trains(tmp_path, train_photos, schedule):
     parameters = '{"widths": [4, 8], "hidden": 8, "norm": "batch", "dropout": 0.2}'
     options = ("--parameters", parameters, "--nesterov", "--weight-decay", 1e-4, "--label-smoothing", 0.1)
     assert train_photos(tmp_path / "run", "--schedule", schedule, *options, epochs=2) == 0
+    assert min(row["lr"] for row in read_newest(tmp_path / "run")["progress"]["history"]) >= 0
 
 
 def test_resume_gives_what_an_uninterrupted_run_gives(tmp_path, train_photos):
