@@ -1,8 +1,8 @@
 """What modelaudit said of Python that it has judged before, kept in the user's cache folder.
 
 Judging an archive's Python costs modelaudit ten seconds, all else next to nothing, and one build after the other packs
-the same. Only builds ask here: whoever could write to the builder's cache could change what builds, but the scan of an
-archive from elsewhere owes nothing to a cache.
+the same, or the same but for a file. Only builds ask here: whoever could write to the builder's cache could change what
+builds, but the scan of an archive from elsewhere owes nothing to a cache.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +25,7 @@ FOLDER = "modelaudit"
 
 
 class Opinions:
-    """The findings of Python files, by what the files hold.
+    """The findings of each Python file, by a hash of what decides them.
 
     Args:
         folder: where they are kept; imgcls's folder in the user's cache unless told.
@@ -33,10 +34,10 @@ class Opinions:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or platformdirs.user_cache_path("imgcls") / FOLDER
 
-    def find(self, sources: str) -> tuple[Finding, ...] | None:
-        """Returns what was said of these sources, None where they are new; a cache of somebody else is not asked."""
+    def find(self, source: str) -> tuple[Finding, ...] | None:
+        """Returns what was said of a file, None where it is new; a cache of somebody else is not asked."""
         try:
-            path = self._path(sources)
+            path = self._path(source)
             if path.stat().st_uid != os.geteuid():
                 return None
             fields = json.loads(path.read_text(encoding="utf-8"))
@@ -44,15 +45,20 @@ class Opinions:
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
-    def keep(self, sources: str, said: Iterable[Finding]) -> None:
-        """Remembers what was said of sources, where the folder can be written."""
+    def keep(self, source: str, said: Iterable[Finding]) -> None:
+        """Remembers what was said of a file, where the folder can be written."""
         with contextlib.suppress(OSError):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomic(self._path(sources), json.dumps([asdict(finding) for finding in said], indent=1))
+            write_atomic(self._path(source), json.dumps([asdict(finding) for finding in said], indent=1))
 
-    def _path(self, sources: str) -> Path:
-        """Returns the file for these sources, this modelaudit, and this way of asking and understanding it."""
-        digest = hashlib.sha256(f"{version(second_opinion.NAME)} {sources}".encode())
+    def _path(self, source: str) -> Path:
+        """Returns where the opinion of a file is kept."""
+        return self._folder / f"{hashlib.sha256(f'{self._judge} {source}'.encode()).hexdigest()}.json"
+
+    @cached_property
+    def _judge(self) -> str:
+        """This modelaudit, and this way of asking and understanding it."""
+        digest = hashlib.sha256(version(second_opinion.NAME).encode())
         for module in (run_modelaudit, second_opinion, findings):
             digest.update(Path(str(module.__file__)).read_bytes())
-        return self._folder / f"{digest.hexdigest()}.json"
+        return digest.hexdigest()

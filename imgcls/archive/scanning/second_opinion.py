@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -50,7 +51,7 @@ class Known:
     sizes: Mapping[str, int]  # bytes of each file as they were counted, not as the zip says
     plain_tensors: Collection[str]  # files that are safetensors to the last byte
     sources: Collection[str]  # files that are Python and no pickle
-    judged: Collection[str] = ()  # of these, what modelaudit has judged before, among the same others
+    judged: Collection[str] = ()  # of these, what modelaudit has judged before
 
     @property
     def large_tensors(self) -> list[str]:
@@ -118,10 +119,10 @@ def ask_modelaudit(
         process: one that was started beforehand.
         opinions: what was said of Python before; all of it is judged anew where this is None.
     """
-    sources = _hash_sources(archive, known) if opinions else ""
-    earlier = opinions.find(sources) if opinions and sources else None
-    if earlier is not None:
-        known = replace(known, judged=known.sources)
+    sources = _hash_sources(archive, known) if opinions else {}
+    earlier = {path: opinions.find(digest) for path, digest in sources.items()} if opinions else {}
+    said = {path: findings for path, findings in earlier.items() if findings is not None}
+    known = replace(known, judged=said)
     with nullcontext(process) if process else ModelauditProcess() as auditor:
         given = _without_spared(archive, known, auditor.folder) if known.spared else archive.resolve()
         try:
@@ -133,27 +134,30 @@ def ask_modelaudit(
         except ArchiveError as err:
             return _report_failure(str(err))
     notes = [f"without {', '.join(known.large_tensors)}: tensors only, by our own check"] if known.large_tensors else []
-    notes += ["its Python was judged at an earlier build"] if earlier is not None else []
+    notes += [f"{len(said)} of {len(sources)} Python files were judged at earlier builds"] if said else []
     findings = tuple(translate(answer, archive=given, known=known))
-    if opinions and sources and earlier is None and not answer["gaps"]:
-        opinions.keep(sources, [finding for finding in findings if finding.path in known.sources])
-    return Scanner(NAME, answer["version"], "ran", "; ".join(notes)), (*findings, *(earlier or ()))
+    if opinions and not answer["gaps"]:
+        for path in sources.keys() - said.keys():
+            opinions.keep(sources[path], [finding for finding in findings if finding.path == path])
+    return Scanner(NAME, answer["version"], "ran", "; ".join(notes)), (*findings, *chain.from_iterable(said.values()))
 
 
-def _hash_sources(archive: Path, known: Known) -> str:
-    """Returns a hash of all Python of an archive, and of which is its handler; "" where that cannot be read."""
-    digest = hashlib.sha256()
+def _hash_sources(archive: Path, known: Known) -> dict[str, str]:
+    """Returns a hash of each Python file of an archive, by path; of none where the archive cannot be read.
+
+    modelaudit judges each file for itself. Beside its content the path counts, as an `__init__.py` is judged in other
+    words, and what the manifest names as the handler, which is judged more sternly.
+    """
     try:
         with zipfile.ZipFile(archive) as file:
-            # The handler is judged more sternly than the others.
             handler = json.loads(read_small(file, MANIFEST))["model"]["handler"]
-            digest.update(f"{handler!r}\n".encode())
-            for path in sorted(known.sources):
-                content = hashlib.sha256(read_small(file, path)).hexdigest()
-                digest.update(f"{content} {path!r}\n".encode())
+            contents = {path: hashlib.sha256(read_small(file, path)).hexdigest() for path in sorted(known.sources)}
     except (*UNREADABLE_ZIP, ArchiveError, TypeError):
-        return ""
-    return digest.hexdigest()
+        return {}
+    return {
+        path: hashlib.sha256(f"{handler!r} {path!r} {content}".encode()).hexdigest()
+        for path, content in contents.items()
+    }
 
 
 def _report_failure(reason: str) -> tuple[Scanner, tuple[Finding, ...]]:

@@ -73,14 +73,24 @@ def test_python_that_a_build_has_judged_is_not_judged_again_and_its_findings_sta
 ) -> None:
     kept = Opinions(tmp_path / "kept")
     spawn = b"import os\n\n\nclass Handler:\n    def handle(self, data, context):\n        os.system(data[0])\n"
-    archives = [make_archive({"handler.py": spawn, "a.txt": str(number)}, name=f"{number}.mar") for number in range(2)]
-    reports = [scan_archive(archive, opinions=kept) for archive in archives]
-    found = [{(f.rule, f.path) for f in report.findings if f.rule.startswith("modelaudit/")} for report in reports]
-    assert found[0] == found[1] and any(path == "handler.py" for _, path in found[0])
-    assert [report.scanners[1].note for report in reports] == ["", "its Python was judged at an earlier build"]
-    other = scan_archive(make_archive({"handler.py": spawn + b"\n", "a.txt": ""}), opinions=kept)
-    assert other.scanners[1].note == ""
-    assert scan_archive(archives[0]).scanners[1].note == "", "an archive from elsewhere is judged as a whole"
+
+    def judge(number: int, **changed: bytes) -> tuple[str, set[tuple[str, str]]]:
+        files = {"handler.py": changed.get("handler", spawn), "other.py": changed.get("other", b"y = 1\n")}
+        report = scan_archive(make_archive(files | {"a.txt": str(number)}, name=f"{number}.mar"), opinions=kept)
+        return report.scanners[1].note, {
+            (finding.rule, finding.path) for finding in report.findings if finding.rule.startswith("modelaudit/")
+        }
+
+    note, found = judge(0)
+    assert note == "" and {path for _, path in found} == {"handler.py"}
+    assert judge(1) == ("2 of 2 Python files were judged at earlier builds", found)
+    assert judge(2, other=b"y = 2\n") == ("1 of 2 Python files were judged at earlier builds", found)
+    note, more = judge(3, other=spawn)
+    assert note == "1 of 2 Python files were judged at earlier builds"
+    assert {path for _, path in more} == {"handler.py", "other.py"}
+    assert judge(4, handler=b"z = 1\n")[1] == set(), "a verdict is not taken over from another file or path"
+    elsewhere = scan_archive(make_archive({"handler.py": spawn, "other.py": "y = 1\n"}))
+    assert elsewhere.scanners[1].note == "", "an archive from elsewhere is judged as a whole"
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.write_text("[{}]"), lambda path: path.write_bytes(b"\xff")])
