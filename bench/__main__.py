@@ -4,6 +4,7 @@ import typer
 
 from bench.accuracy import accuracy
 from bench.archive import archive
+from bench.ceilings import ceilings
 from bench.fine_tune import fine_tune
 from bench.growth import growth
 from bench.label_noise import noise
@@ -16,6 +17,7 @@ app.command()(serve)
 app.command()(archive)
 app.command()(accuracy)
 app.command()(growth)
+app.command()(ceilings)
 app.command()(rollout)
 app.command()(noise)
 app.command()(train)

@@ -14,10 +14,10 @@ import requests
 from bench.bodies import read_best, write_bodies
 from bench.environments import PeerError, find_python
 from bench.load import Load, load_server
-from bench.peers.settings import WORKERS, Settings
+from bench.peers.settings import BATCH, DELAY_MS, WORKERS, Settings
 from bench.registry import PEERS, Subject
 from bench.running import ONE_THREAD, ROOT, Running, clean_environment, find_port, run_server
-from bench.torchserve import build_noop, build_ours, build_stock, run_ours, run_torchserve, unpack
+from bench.torchserve import BATCHES, build_noop, build_ours, build_stock, run_ours, run_torchserve, unpack
 from imgcls.errors import ImgclsError
 from model.errors import ModelError
 
@@ -168,7 +168,10 @@ class Bench:
     def _build(self, subject: Subject, *, store: Path) -> Path:
         if subject.kind == "plain":
             return build_ours(self.run, store, engine=subject.engine)
-        return build_noop(store, tuned=subject.tuned) if subject.kind == "noop" else build_stock(self.run, store)
+        if subject.kind == "noop":
+            config = BATCHES.format(workers=WORKERS, batch_size=BATCH, delay_ms=DELAY_MS)
+            return build_noop(store, config=config if subject.tuned else "")
+        return build_stock(self.run, store)
 
     @contextmanager
     def _start_peer(self, subject: Subject, *, folder: Path, image: bytes) -> Iterator[Running]:

@@ -45,7 +45,7 @@ NOOP = """def handle(data, context):
         return None
     return ['{"predictions": [{"label": "none", "index": 0, "probability": 1.0}]}'] * len(data)
 """
-BATCHES = f"minWorkers: {WORKERS}\nmaxWorkers: {WORKERS}\nbatchSize: {BATCH}\nmaxBatchDelay: {DELAY_MS}\n"
+BATCHES = "minWorkers: {workers}\nmaxWorkers: {workers}\nbatchSize: {batch_size}\nmaxBatchDelay: {delay_ms}\n"
 
 
 def build_ours(run: Path, store: Path, *, engine: str) -> Path:
@@ -87,16 +87,16 @@ def build_stock(run: Path, store: Path) -> Path:
     return _archive(archive, handler="image_classifier", extra=extra)
 
 
-def build_noop(store: Path, *, tuned: bool) -> Path:
-    """Packs a handler that answers a constant; `tuned` with our workers and batches."""
-    archive = store / f"noop-{tuned}" / "noop.mar"
+def build_noop(store: Path, *, config: str = "") -> Path:
+    """Packs a handler that answers a constant, with a model-config.yaml where one is given."""
+    archive = store / f"noop-{'tuned' if config else 'plain'}" / "noop.mar"
     if archive.exists():
         return archive
     archive.parent.mkdir(parents=True)
-    handler, config = archive.with_name("noop_handler.py"), archive.with_name("model-config.yaml")
+    handler, config_file = archive.with_name("noop_handler.py"), archive.with_name("model-config.yaml")
     handler.write_text(NOOP)
-    config.write_text(BATCHES)
-    return _archive(archive, handler=str(handler), extra=["--config-file", str(config)] if tuned else [])
+    config_file.write_text(config)
+    return _archive(archive, handler=str(handler), extra=["--config-file", str(config_file)] if config else [])
 
 
 def _archive(archive: Path, *, handler: str, extra: list[str]) -> Path:

@@ -1,30 +1,76 @@
-"""Decodes the images of a chunk, each for itself, on as many threads as the worker has.
+"""Decodes the images of a chunk, each for itself, on as many threads as the worker has, or JPEGs on its GPU.
 
 Pillow lets go of Python's lock while it decodes and resizes. On a GPU this is what keeps the card fed: one core decodes
-a few hundred photographs a second, a card classifies thousands.
+a few hundred photographs a second, a card classifies thousands. Where cores are few, `decode: gpu` leaves JPEGs to the
+card (handler.card_decoding).
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING
 
+from handler.device_errors import end_if_device_is_lost, free_memory
 from handler.errors import Failure, RequestError, ServingError
 from handler.network import Pixels, describe_failure
 from handler.request import ImageRequest
 from handler.settings import HandlerSettings
 from model.errors import ImageError
+from model.golden import GoldenItem
 from model.images import peek_pixels
 from model.preprocess import pixels_from_bytes
 from model.spec import ModelSpec
 
+if TYPE_CHECKING:
+    from handler.card_decoding import CardDecoder
+
+logger = logging.getLogger(__name__)
+
 
 class Decoder:
-    """Turns images of requests into the network's input; answers one caller at a time."""
+    """Turns images of requests into the network's input; answers one caller at a time.
 
-    def __init__(self, spec: ModelSpec, settings: HandlerSettings, *, device: str, threads: int) -> None:
+    Args:
+        spec: of the network.
+        settings: limits, and where JPEGs are decoded.
+        device: of the worker.
+        threads: to decode on.
+        golden: inputs on which a GPU's decoding is compared with the CPU's.
+
+    Raises:
+        SpecError: JPEGs are to be decoded on a GPU that cannot.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        settings: HandlerSettings,
+        *,
+        device: str,
+        threads: int,
+        golden: Sequence[GoldenItem] = (),
+    ) -> None:
         self._spec = spec
         self._settings = settings
         self._device = device
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode") if threads > 1 else None
+        self._card = self._open_card(golden, threads=threads) if settings.decode == "gpu" else None
+
+    @property
+    def place(self) -> str:
+        """Where JPEGs are decoded: a device."""
+        return self._device if self._card else "cpu"
+
+    def _open_card(self, golden: Sequence[GoldenItem], *, threads: int) -> "CardDecoder | None":
+        if self._device == "cpu":  # as where an archive is built for a machine that has one
+            logger.warning("decode is gpu, and this worker has none: JPEGs are decoded on the CPU")
+            return None
+        from handler.card_decoding import CardDecoder  # here, as it imports torch
+
+        card = CardDecoder(self._spec, self._settings, device=self._device, threads=threads)
+        card.check(golden)
+        return card
 
     def decode(self, images: Sequence[ImageRequest | RequestError]) -> list[Pixels | Failure]:
         """Returns of each image its pixels, uint8 (C, H, W), or what is wrong with it.
@@ -35,13 +81,36 @@ class Decoder:
         Raises:
             SystemExit: the worker's GPU is lost.
         """
-        contents = [self._read(image) for image in images]
+        contents: list[bytes | Pixels | Failure] = [self._read(image) for image in images]
+        if self._card:
+            contents = self._decode_on_card(contents, self._card)
         if self._pool is None or len(contents) == 1:
             return [self._decode(content) for content in contents]
         decoded: list[Pixels | Failure] = []
         for group in _group(contents, max_pixels=self._settings.max_pixels):
             decoded += self._pool.map(self._decode, group)
         return decoded
+
+    def _decode_on_card(
+        self, contents: Sequence[bytes | Pixels | Failure], card: "CardDecoder"
+    ) -> list[bytes | Pixels | Failure]:
+        """Replaces the files that the card takes by their pixels; the others stay what they are."""
+        after = list(contents)
+        taken = [place for place, each in enumerate(contents) if isinstance(each, bytes) and card.takes(each)]
+        files = [each for place in taken if isinstance(each := contents[place], bytes)]
+        places = iter(taken)
+        for group in _group(files, max_pixels=self._settings.max_pixels):
+            try:
+                decoded = card.decode([each for each in group if isinstance(each, bytes)])
+            except Exception as err:  # none of them is lost: the CPU has its turn
+                end_if_device_is_lost(err, device=self._device)
+                logger.warning("%d images could not be decoded on the GPU (%s), trying the CPU", len(group), err)
+                free_memory()
+                decoded = [None] * len(group)
+            for place, pixels in zip(islice(places, len(group)), decoded, strict=True):
+                if pixels is not None:
+                    after[place] = pixels
+        return after
 
     def _read(self, image: ImageRequest | RequestError) -> bytes | Failure:
         if isinstance(image, RequestError):
@@ -53,7 +122,7 @@ class Decoder:
         except Exception as err:  # what nobody thought of, or no memory: this image's alone
             return describe_failure(err, device=self._device, otherwise=ServingError)
 
-    def _decode(self, content: bytes | Failure) -> Pixels | Failure:
+    def _decode(self, content: bytes | Pixels | Failure) -> Pixels | Failure:
         if not isinstance(content, bytes):
             return content
         max_pixels, max_bytes = self._settings.max_pixels, self._settings.max_bytes
@@ -65,9 +134,11 @@ class Decoder:
             return describe_failure(err, device=self._device, otherwise=ServingError)
 
 
-def _group(contents: Sequence[bytes | Failure], *, max_pixels: int) -> Iterator[list[bytes | Failure]]:
+def _group(
+    contents: Sequence[bytes | Pixels | Failure], *, max_pixels: int
+) -> Iterator[list[bytes | Pixels | Failure]]:
     """Splits a sequence, in its order, so that no group announces more pixels than one image may."""
-    group: list[bytes | Failure] = []
+    group: list[bytes | Pixels | Failure] = []
     pixels = 0
     for content in contents:
         own = peek_pixels(content) if isinstance(content, bytes) else 0

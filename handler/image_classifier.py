@@ -58,6 +58,7 @@ class ImageClassifier:
         self.device = choose_device(context.system_properties.get("gpu_id"))
         self.batch_size = max(1, int(model_config.get("batchSize", 1)))
         threads = count_threads(self.settings, model_config, gpus=count_gpus(self.device))
+        golden = GoldenCheck(folder, spec)
         self.choice = choose_engine(
             folder,
             spec,
@@ -65,10 +66,10 @@ class ImageClassifier:
             device=self.device,
             threads=threads,
             batch_sizes=sorted({1, self.batch_size}),
-            check=GoldenCheck(folder, spec),
+            check=golden,
         )
         self.classifier = Classifier(spec, self.choice.engine)
-        self.decoder = Decoder(spec, self.settings, device=self.device, threads=threads)
+        self.decoder = Decoder(spec, self.settings, device=self.device, threads=threads, golden=golden.items)
         self.explanations = Explanations(folder, spec, device=self.device, threads=threads)
         engine = self.choice.engine.describe()
         logger.info("%s %s: %s, engine %s (%s)", self.name, self.version, spec.network, engine, self.choice.reason)
@@ -94,6 +95,7 @@ class ImageClassifier:
             "version": self.version,
             "network": self.classifier.spec.network,
             **self.choice.engine.describe(),
+            "decode": self.decoder.place,
             "engine_reason": self.choice.reason,
             "engines_passed_over": list(self.choice.passed_over),
         }

@@ -3,6 +3,7 @@
 handler:
   engine: auto         # how the network is run: auto, or a name such as openvino-int8 (docs/architecture.md)
   threads: auto        # threads of one worker, to decode and to run the network; auto: cores over workers
+  decode: cpu          # where JPEGs are decoded: cpu, or gpu (docs/preprocessing.md)
   top_k: 5             # classes in an answer, unless the request says otherwise
   max_pixels: 50000000 # width times height of the largest image that is decoded; a worker needs up to 20 bytes for each
   max_bytes: 100000000 # size of the largest image file; max_request_size of config.properties counts first
@@ -31,6 +32,7 @@ class HandlerSettings(BaseModel):
 
     engine: str = AUTO
     threads: Positive | Literal["auto"] = "auto"
+    decode: Literal["cpu", "gpu"] = "cpu"
     top_k: Positive = 5
     max_pixels: Annotated[int, Field(ge=1, le=PILLOW_MAX_PIXELS)] = MAX_PIXELS
     max_bytes: Positive = MAX_BYTES

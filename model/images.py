@@ -80,19 +80,10 @@ def decode_picture(
         UnsupportedImageError: not one of FORMATS, or samples without a defined 8-bit meaning (32 bits, signed 16).
         UndecodableImageError: truncated, broken, or of so many parts that it would take too long.
     """
-    if not data:
-        raise EmptyImageError("the image is empty; send the bytes of one image file")
-    if len(data) > max_bytes:
-        raise ImageTooLargeError(f"the image has {len(data)} bytes; at most {max_bytes} are accepted")
-    check_file(data)
     with warnings.catch_warnings():
         # As for the log. Threads can undo each other's filter: no harm done.
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        image = _open(data, max_pixels=max_pixels)
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageTooLargeError(f"the image has {width} x {height} pixels; at most {max_pixels} are accepted")
-        check_opened(image, data)
+        image = open_picture(data, max_pixels=max_pixels, max_bytes=max_bytes)
         reduced = image.draft(None, (enough_side, enough_side)) if enough_side else None  # only JPEG heeds it
         try:
             image.load()
@@ -103,6 +94,24 @@ def decode_picture(
         filled = reduced[1][2:] if reduced else image.size
         box = _find_box(filled, size=image.size, orientation=_turn_upright(image))
         return Picture(_convert(image, mode=_MODE_BY_CHANNELS[channels]), box)
+
+
+def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = MAX_BYTES) -> Image.Image:
+    """Reads an image's header and checks it against all limits; its pixels are not decoded.
+
+    Arguments and errors are those of `decode_picture`.
+    """
+    if not data:
+        raise EmptyImageError("the image is empty; send the bytes of one image file")
+    if len(data) > max_bytes:
+        raise ImageTooLargeError(f"the image has {len(data)} bytes; at most {max_bytes} are accepted")
+    check_file(data)
+    image = _open(data, max_pixels=max_pixels)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLargeError(f"the image has {width} x {height} pixels; at most {max_pixels} are accepted")
+    check_opened(image, data)
+    return image
 
 
 def peek_pixels(data: bytes) -> int:

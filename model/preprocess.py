@@ -84,14 +84,12 @@ def to_pixels(
     Returns:
         uint8, shape (spec.channels, spec.size, spec.size).
     """
-    left, top, right, bottom = box or (0, 0, *image.size)
-    side = min(right - left, bottom - top) * spec.size / spec.resize
-    left, top = (left + right - side) / 2, (top + bottom - side) / 2
+    square = find_square(box or (0, 0, *image.size), spec)
     squares = [
         part.resize(
             (spec.size, spec.size),
             _RESAMPLING[spec.interpolation],
-            box=(left, top, left + side, top + side),
+            box=square,
             reducing_gap=None if exact else REDUCING_GAP,
         )
         for part in (image.planes if isinstance(image, Bands) else [image])
@@ -99,6 +97,14 @@ def to_pixels(
     # (H, W, C) -> (C, H, W), half numpy's time
     planes = bytearray().join(plane.tobytes() for square in squares for plane in square.split())
     return np.frombuffer(planes, np.uint8).reshape(spec.channels, spec.size, spec.size)
+
+
+def find_square(box: tuple[float, float, float, float], spec: ModelSpec) -> tuple[float, float, float, float]:
+    """Returns which part of a box becomes the network's input; both are left, top, right and bottom, in pixels."""
+    left, top, right, bottom = box
+    side = min(right - left, bottom - top) * spec.size / spec.resize
+    left, top = (left + right - side) / 2, (top + bottom - side) / 2
+    return left, top, left + side, top + side
 
 
 def pixels_from_bytes(

@@ -52,6 +52,7 @@ class ServingOptions:
     response_timeout_s: int = 60
     startup_timeout_s: int = 120
     engine: str = "auto"  # which engine a worker takes: auto, or a name
+    decode: str = "cpu"  # where JPEGs are decoded: cpu or gpu
     license: str | None = None  # of the weights; stands in the card and the bill of materials
     max_retry_timeout_s: int = 30  # how long a crashing worker is started again; TorchServe's 300 hides it for minutes
 
@@ -156,7 +157,7 @@ def dump_model_config(options: ServingOptions) -> str:
         "responseTimeout": options.response_timeout_s,
         "startupTimeout": options.startup_timeout_s,
         "maxRetryTimeoutInSec": options.max_retry_timeout_s,
-        "handler": {"engine": options.engine, "threads": "auto", "top_k": 5},
+        "handler": {"engine": options.engine, "threads": "auto", "decode": options.decode, "top_k": 5},
     }
     if options.workers is not None:
         config = {"minWorkers": options.workers, "maxWorkers": options.workers} | config

@@ -47,7 +47,7 @@ def test_an_archive_tells_what_it_is(archive: Path):
     contents = read_contents(archive)
     assert (contents.name, contents.version, contents.network) == ("colors", "1.5", "simple_cnn")
     assert contents.classes == ("red", "green", "blue")
-    assert contents.model_config["handler"] == {"engine": "auto", "threads": "auto", "top_k": 5}
+    assert contents.model_config["handler"] == {"engine": "auto", "threads": "auto", "decode": "cpu", "top_k": 5}
     assert contents.model_config["minWorkers"] == 2
     assert contents.metrics == {}
     assert contents.sizes["golden/0.png"] > 0

@@ -57,7 +57,7 @@ class TestRepack:
         assert verify_archive(mar).integrity.tree_sha256 != verify_archive(archive).integrity.tree_sha256
         config = read_contents(mar).model_config
         assert [config[key] for key in ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay")] == [3, 3, 4, 7]
-        assert config["handler"] == {"engine": "eager", "threads": 2, "top_k": 5}
+        assert config["handler"] == {"engine": "eager", "threads": 2, "decode": "cpu", "top_k": 5}
         extract(mar, folder=tmp_path / "unpacked")
         assert load(tmp_path / "unpacked").describe().json()["engine"] == "eager"
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,6 +34,7 @@ def build(
         str, typer.Option(help="Engines to build beside eager, separated by commas: auto, openvino-int8, …")
     ] = "eager",
     engine: Annotated[str, typer.Option(help="Engine that a worker takes: auto, or a name.")] = "auto",
+    decode: Annotated[Literal["cpu", "gpu"], typer.Option(help="Where workers on a GPU decode JPEGs.")] = "cpu",
     waive: Annotated[
         list[str] | None, typer.Option(help="A finding of the scan that shall not stop the build: RULE or RULE:PATH.")
     ] = None,
@@ -64,6 +65,7 @@ def build(
         batch_size=batch_size,
         max_batch_delay_ms=max_batch_delay_ms,
         engine=engine,
+        decode=decode,
         license=license_name,
     )
     with show_bytes("packing", total=_size_of(run)) as on_bytes:
