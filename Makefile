@@ -40,7 +40,7 @@ COMPILE := $(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --
 
 lock: $(VENV)/.ready ## resolve pyproject.toml anew into the locks
 	$(COMPILE) --all-extras --upgrade --output-file requirements.lock
-	$(COMPILE) --extra serve --extra gateway --extra lock --constraints requirements.lock --output-file requirements-serve.lock
+	$(COMPILE) --extra serve --extra gpu --extra gateway --extra lock --constraints requirements.lock --output-file requirements-serve.lock
 
 demo: $(VENV)/.ready ## train, evaluate, pack, serve and ask: the whole road on handwritten digits
 	@BIN=$(BIN) RUN=$(DEMO_RUN) STATE=$(DEMO_STATE) ./recipes/demo.sh
@@ -63,8 +63,21 @@ else
 	@$(BIN)/python -m pytest --numprocesses 2 --max-worker-restart 0 --dist loadfile tests/server
 endif
 
+# What waits for servers beside what computes; the second gives way to the first, which measures latencies.
+COMPUTING := $(patsubst %,tests/slow/test_%.py,compiled_engine coverage_fuzz distributed kill reproducible tune_training two_nodes)
+
 test-slow: $(VENV)/.ready ## the tests that take minutes
-	@$(BIN)/python -m pytest $(or $(TESTS),tests/slow)
+ifdef TESTS
+	@$(BIN)/python -m pytest $(TESTS)
+else
+	@$(MAKE) --no-print-directory --jobs 2 test-slow-serving test-slow-computing
+endif
+
+test-slow-serving: $(VENV)/.ready
+	@$(BIN)/python -m pytest $(COMPUTING:%=--ignore=%) tests/slow
+
+test-slow-computing: $(VENV)/.ready
+	@nice -n 10 $(BIN)/python -m pytest $(COMPUTING)
 
 lint: $(VENV)/.ready ## formatting, lint, types, arrows between packages, shell
 	@$(BIN)/ruff format --check --quiet . || { echo "error: run make format"; exit 1; }
@@ -84,4 +97,4 @@ bench: $(VENV)/.ready ## measure serving, beside other servers, and archives, as
 clean: ## remove what was built and trained, not the environment
 	rm -rf runs model_store/*.mar .imgcls .mypy_cache .ruff_cache .pytest_cache .import_linter_cache logs
 
-.PHONY: help setup lock demo demo-rollout serve cifar10 test test-slow lint format bench clean
+.PHONY: help setup lock demo demo-rollout serve cifar10 test test-slow test-slow-serving test-slow-computing lint format bench clean
