@@ -1,7 +1,8 @@
 """`python -m bench.bare_loop RUN DATA`: what a training loop costs that does nothing but train.
 
-The same network, images, batches, precision, device and optimiser as the run's, in as few lines as it takes: no
-checkpoint, filter, log, validation, schedule or signal. Prints images a second of one epoch after a warm-up.
+The run's network, images, batches, precision (float32 or bf16) and device, and the optimiser of `bench.train_loop`, in
+as few lines as it takes: no checkpoint, filter, log, validation, schedule or signal. Prints images a second of one
+epoch after a warm-up.
 """
 
 import sys

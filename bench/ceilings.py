@@ -5,8 +5,8 @@
     network    the workers' engine, on batches that lie decoded in memory; on a GPU the copy to it and back included
     served     the archive, through TorchServe
 
-The lowest of the first three bounds the fourth. On a machine with a GPU the workers are on it; without one, decoding
-and network have the same cores, and what both together could do is the bound.
+The lowest of the first three bounds the fourth. On a machine with a GPU the workers are on it; where decoding and
+network have the same cores, or the same card, what both together could do is the bound.
 """
 
 import statistics
@@ -75,14 +75,15 @@ def ceilings(
                     measured["served"].append(_load(running, bodies, connections, duration_s))
         except (PeerError, ImgclsError, ModelError, ValueError) as err:
             sys.exit(f"error: {err}")
-    print(f"{network}, engine {engine}, on {describe_device(device)}, decoding on {decode}; {kind}")
+    decoder = decode if device.type == "cuda" else "cpu"
+    print(f"{network}, engine {engine}, on {describe_device(device)}, decoding on {decoder}; {kind}")
     print(f"{workers} workers, batches of up to {batch_size} within {delay_ms} ms, {connections} connections; ", end="")
     print(f"{rounds} rounds of {duration_s:g} s, medians; {describe_machine()}\n")
     print(_as_markdown(measured))
-    if device.type == "cpu":
+    if device.type == "cpu" or decode == "gpu":
         both = 1 / sum(1 / statistics.median(measured[part]) for part in PARTS)
-        share = statistics.median(measured["served"]) / both
-        print(f"\ndecode and network on the same cores: {both:,.0f} images/s at most; served {share:.2f} of it")
+        share, shared = statistics.median(measured["served"]) / both, "cores" if device.type == "cpu" else "card"
+        print(f"\ndecode and network on the same {shared}: {both:,.0f} images/s at most; served {share:.2f} of it")
 
 
 def _load(running: Running, bodies: Path, connections: int, duration_s: float) -> float:
@@ -110,12 +111,14 @@ def _run_part(command: list[str], *, workers: int) -> float:
         for _ in range(workers)
     ]
     try:
-        if any(child.stdout and child.stdout.readline().strip() != READY for child in children):
-            raise PeerError(f"{command[0]} does not run by itself; see above")
+        ready = [child.stdout.readline().strip() if child.stdout else "" for child in children]
         for child in children:
             if child.stdin:
                 child.stdin.close()
-        return sum(float(child.stdout.read()) for child in children if child.stdout)
+        texts = [child.stdout.read() if child.stdout else "" for child in children]
+        if set(ready) != {READY} or "" in texts:
+            raise PeerError(f"{command[0]} does not run by itself; see above")
+        return sum(map(float, texts))
     finally:
         for child in children:
             child.kill()

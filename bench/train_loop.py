@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import typer
@@ -28,10 +28,12 @@ def train(
     threads: Annotated[int, typer.Option(min=1, help="Of each.")] = 2,
     batch_size: Annotated[int, typer.Option(min=2, help="Of each.")] = 128,
     parameters: Annotated[str, typer.Option(help="Of simple_cnn, as train.py's.")] = NETWORK[1],
-    amp: Annotated[str | None, typer.Option(help="As train.py's: bf16.")] = None,
+    amp: Annotated[Literal["bf16"] | None, typer.Option(help="As train.py's.")] = None,
     device: Annotated[str, typer.Option(help="As train.py's, such as cuda.")] = "cpu",
 ) -> None:
     """Trains the same network on the same images with both, and prints a table in Markdown."""
+    if images < 10 * batch_size:
+        raise typer.BadParameter(f"{images} images make fewer than ten batches of {batch_size}; give more --images")
     ours: list[float] = []
     bare: list[float] = []
     with tempfile.TemporaryDirectory(prefix="imgcls-loop-") as temporary:

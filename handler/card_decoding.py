@@ -4,21 +4,27 @@ nvImageCodec decodes with the card's own JPEG engine or its cores, and with the 
 has: without it, colours at edges would not be those that the network was trained on, and torchvision's decode_jpeg has
 no such switch. Of a batch that holds a broken file it decodes the others.
 
-Whether an image is accepted, and why not, is still decided by `model.images`: only JPEGs whose header has passed all
-limits reach the card, and what the card cannot decode is tried on the CPU, whose error is the answer.
+Whether an image is accepted, and why not, is still decided by `model.images`. Its parser and nvImageCodec's read odd
+headers differently, and a picture of another size than was announced has crashed the latter: only JPEGs that every
+parser reads alike go to the card, and only where it announces the same size. What the card cannot decode is tried on
+the CPU, whose error is the answer.
 """
 
+import io
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from handler.network import Pixels
 from handler.settings import HandlerSettings
+from model.decode_limits import measure_plain_jpeg
 from model.errors import SpecError
 from model.golden import GoldenItem
 from model.images import open_picture
@@ -29,7 +35,6 @@ from model.spec import ModelSpec
 MAX_MEAN_DIFFERENCE = 1.0  # of 255, on a golden input: another rounding of the transform moves a pixel by less
 INSTEAD = "set decode: cpu in the handler section of model-config.yaml"
 _ORIENTATION, _UPRIGHT = 274, 1
-_START, _END = b"\xff\xd8\xff", b"\xff\xd9"
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +49,11 @@ class CardDecoder:
         threads: for the part of the work that stays with the CPU.
 
     Raises:
-        SpecError: the network's input is not what the card decodes, or nvImageCodec is missing.
+        SpecError: nvImageCodec is missing, or does not start.
     """
 
     def __init__(self, spec: ModelSpec, settings: HandlerSettings, *, device: str, threads: int) -> None:
-        if spec.ranges is not None or spec.channels != 3 or spec.interpolation not in INTERPOLATIONS:
-            raise SpecError(
-                f"decode is gpu, which is for pictures of 3 channels and for {', '.join(sorted(INTERPOLATIONS))}; the "
-                f"network takes {spec.channels} channels, {spec.interpolation}; {INSTEAD}"
-            )
-        os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a broken file is answered, not logged
+        os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # a broken file is answered; a log line says no more
         try:
             from nvidia import nvimgcodec
         except ImportError as err:
@@ -61,26 +61,33 @@ class CardDecoder:
         self._spec, self._settings, self._codec = spec, settings, nvimgcodec
         self._device = torch.device(device)
         self._is_card = self._device.type != "cpu"
-        self._decoder = nvimgcodec.Decoder(
-            device_id=self._device.index or 0 if self._is_card else nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
+        self._decoder: Any = nvimgcodec.Decoder(
+            device_id=(self._device.index or 0) if self._is_card else nvimgcodec.NVIMGCODEC_DEVICE_CPU_ONLY,
             max_num_cpu_threads=threads,
-            backends=None if self._is_card else [nvimgcodec.Backend(nvimgcodec.CPU_ONLY)],
+            backends=[nvimgcodec.Backend(kind) for kind in self._list_backends()],
             options=":fancy_upsampling=1",
         )
         self._params = nvimgcodec.DecodeParams(apply_exif_orientation=False)
 
+    def _list_backends(self) -> list[Any]:
+        """Without nvImageCodec's own CPU decoder on a card: the CPU's turn is ours."""
+        kinds = self._codec
+        return [kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU] if self._is_card else [kinds.CPU_ONLY]
+
     def takes(self, data: bytes) -> bool:
-        """Tells whether a file is decoded here: a whole JPEG, upright, of usual colours, within all limits."""
-        if not (data.startswith(_START) and data.endswith(_END)):
+        """Tells whether a file is decoded here: a plain JPEG, upright, of usual colours, within all limits."""
+        size = measure_plain_jpeg(data)
+        if size is None:
             return False
         try:
-            picture = open_picture(data, max_pixels=self._settings.max_pixels, max_bytes=self._settings.max_bytes)
-            is_upright = picture.getexif().get(_ORIENTATION, _UPRIGHT) == _UPRIGHT
-        except MemoryError:
-            raise
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # as in decode_picture: senders do not write into our log
+                picture = open_picture(data, max_pixels=self._settings.max_pixels, max_bytes=self._settings.max_bytes)
+                is_upright = picture.getexif().get(_ORIENTATION, _UPRIGHT) == _UPRIGHT
         except Exception:  # it is refused, or its EXIF block is broken: the CPU says which, or passes over it
             return False
-        return is_upright and picture.mode in {"RGB", "L"} and picture.info.get("adobe_transform", 1) == 1
+        is_usual = picture.mode in {"RGB", "L"} and picture.info.get("adobe_transform", 1) == 1
+        return is_upright and is_usual and picture.size == size
 
     @torch.inference_mode()
     def decode(self, contents: Sequence[bytes]) -> list[Pixels | None]:
@@ -90,30 +97,50 @@ class CardDecoder:
             Of each its pixels, uint8 (3, size, size), or None where the card could not decode it.
         """
         streams = [self._codec.CodeStream(content) for content in contents]
+        agreed = [
+            place
+            for place, (stream, content) in enumerate(zip(streams, contents, strict=True))
+            if (stream.width, stream.height) == measure_plain_jpeg(content)
+        ]
         cuda_stream = torch.cuda.current_stream(self._device).cuda_stream if self._is_card else 0
-        images = self._decoder.decode(streams, params=self._params, cuda_stream=cuda_stream)
-        squares = [self._to_square(image) for image in images if image is not None]
-        made = iter(torch.stack(squares).cpu().numpy() if squares else ())
-        return [None if image is None else next(made) for image in images]
+        images = self._decoder.decode(
+            [streams[place] for place in agreed], params=self._params, cuda_stream=cuda_stream
+        )
+        squares = {
+            place: self._to_square(image) for place, image in zip(agreed, images, strict=True) if image is not None
+        }
+        pixels: list[Pixels | None] = [None] * len(contents)
+        made = torch.stack(list(squares.values())).cpu().numpy() if squares else ()
+        for place, square in zip(squares, made, strict=True):
+            pixels[place] = square
+        return pixels
 
     def check(self, items: Sequence[GoldenItem]) -> None:
-        """Compares with the CPU's decoding on the archive's golden inputs.
+        """Compares with the CPU's decoding on the archive's golden inputs; those that are no JPEGs are made such.
 
         Raises:
-            SpecError: a JPEG among them comes out otherwise.
+            SpecError: one of them comes out otherwise, or not at all.
         """
-        taken = [item for item in items if self.takes(item.data)]
         largest = 0.0
-        for item, pixels in zip(taken, self.decode([item.data for item in taken]), strict=True):
-            expected = pixels_from_bytes(item.data, self._spec, exact=True).astype(np.int16)
+        for item in items:
+            data = item.data if self.takes(item.data) else _as_jpeg(item.data)
+            try:
+                [pixels] = self.decode([data])
+            except Exception as err:  # nvImageCodec and CUDA raise what they like
+                raise SpecError(
+                    f"golden input {item.file} cannot be decoded on {self._device}: {err}; {INSTEAD}"
+                ) from err
+            expected = pixels_from_bytes(data, self._spec, exact=True).astype(np.int16)
             largest = max(largest, 255.0 if pixels is None else float(np.abs(expected - pixels).mean()))
             if largest > MAX_MEAN_DIFFERENCE:
                 raise SpecError(
                     f"golden input {item.file}: decoded on {self._device} it differs from the CPU's by {largest:.2f} "
                     f"of 255 on average, where {MAX_MEAN_DIFFERENCE:g} is allowed; {INSTEAD}"
                 )
-        compared = f"{len(taken)} golden inputs within {largest:.2f} of 255 on average of the CPU's"
-        logger.info("JPEGs are decoded on %s: %s", self._device, compared if taken else "no golden input is a JPEG")
+        logger.info(
+            "JPEGs are decoded on %s: %d golden inputs within %.2f of 255 on average of the CPU's",
+            *(self._device, len(items), largest),
+        )
 
     def _to_square(self, image: Any) -> Tensor:
         """Image of nvImageCodec, uint8 (H, W, 3) -> uint8 (3, size, size)."""
@@ -125,3 +152,19 @@ class CardDecoder:
             size=self._spec.size,
             interpolation=self._spec.interpolation,
         )
+
+
+def refuse_input(spec: ModelSpec) -> None:
+    """Raises SpecError where the network's input is not what a card decodes."""
+    if spec.ranges is not None or spec.channels != 3 or spec.interpolation not in INTERPOLATIONS:
+        raise SpecError(
+            f"decode is gpu, which is for pictures of 3 channels and for {', '.join(sorted(INTERPOLATIONS))}; the "
+            f"network takes {spec.channels} channels, {spec.interpolation}; {INSTEAD}"
+        )
+
+
+def _as_jpeg(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data)) as picture:
+        buffer = io.BytesIO()
+        picture.convert("RGB").save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()

@@ -63,11 +63,12 @@ class Decoder:
         return self._device if self._card else "cpu"
 
     def _open_card(self, golden: Sequence[GoldenItem], *, threads: int) -> "CardDecoder | None":
+        from handler.card_decoding import CardDecoder, refuse_input  # here, as it imports torch
+
+        refuse_input(self._spec)
         if self._device == "cpu":  # as where an archive is built for a machine that has one
             logger.warning("decode is gpu, and this worker has none: JPEGs are decoded on the CPU")
             return None
-        from handler.card_decoding import CardDecoder  # here, as it imports torch
-
         card = CardDecoder(self._spec, self._settings, device=self._device, threads=threads)
         card.check(golden)
         return card
@@ -100,12 +101,14 @@ class Decoder:
         files = [each for place in taken if isinstance(each := contents[place], bytes)]
         places = iter(taken)
         for group in _group(files, max_pixels=self._settings.max_pixels):
+            decoded: list[Pixels | None] | None = None
             try:
                 decoded = card.decode([each for each in group if isinstance(each, bytes)])
             except Exception as err:  # none of them is lost: the CPU has its turn
                 end_if_device_is_lost(err, device=self._device)
                 logger.warning("%d images could not be decoded on the GPU (%s), trying the CPU", len(group), err)
-                free_memory()
+            if decoded is None:
+                free_memory()  # outside, as the error holds on to what the batch has allocated
                 decoded = [None] * len(group)
             for place, pixels in zip(islice(places, len(group)), decoded, strict=True):
                 if pixels is not None:

@@ -28,6 +28,7 @@ _FRAME_CHUNKS = {b"fcTL", b"fdAT"}
 _SOS, _EOI = 0xDA, 0xD9
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15, without DHT, JPG and DAC
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
+_PLAIN_SEGMENTS = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # DHT, DQT, DRI, APP0 to APP15, COM
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xDA)}
 _AFTER_ENTROPY = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a marker: neither a stuffed byte, a restart nor padding
 _STRIP_OFFSETS, _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS = 273, 322, 323, 324
@@ -114,6 +115,37 @@ def _check_jpeg_header(data: bytes) -> tuple[int, bool]:
                 f"the JPEG has more than {MAX_SEGMENTS} segments or {MAX_STRAY_BYTES} stray bytes before its pixels"
             )
     return position, False
+
+
+def measure_plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Returns width and height of a JPEG that every decoder reads alike, and None for all others.
+
+    That is: nothing but segments with a length before the pixels, one frame header, of a sequential Huffman-coded
+    picture of 8 bits with one component or Y, Cb and Cr, one scan, and nothing behind the end of the image. Decoders
+    differ in how they skip what is odd, so that one may see another picture, or another size, than the other.
+    """
+    position, size, count = 2, None, 0
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    while position + 4 <= len(data):
+        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4], "big")
+        segment = data[position + 4 : position + 2 + length]
+        if data[position] != 0xFF or length < 2 or len(segment) != length - 2:
+            return None
+        position += 2 + length
+        if marker == _SOS:
+            end = _AFTER_ENTROPY.search(data, position)
+            is_whole = end is not None and end.start() == len(data) - 2 and data[-1] == _EOI
+            return size if is_whole and segment[:1] == bytes([count]) else None
+        if marker in (0xC0, 0xC1):
+            if size is not None or len(segment) < 6 or segment[0] != 8:
+                return None
+            size, count = (int.from_bytes(segment[3:5], "big"), int.from_bytes(segment[1:3], "big")), segment[5]
+            if segment[6::3] not in (b"\x01", b"\x01\x02\x03") or len(segment) != 6 + 3 * count or 0 in size:
+                return None
+        elif marker not in _PLAIN_SEGMENTS:
+            return None
+    return None
 
 
 def _read_frame(segment: bytes) -> bytes:

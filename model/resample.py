@@ -33,7 +33,7 @@ def resample(image: Tensor, *, box: Box, size: int, interpolation: str) -> Tenso
     height, width = image.shape[1:]
     row, rows = _weigh(height, top, bottom, size, interpolation, image.device)
     column, columns = _weigh(width, left, right, size, interpolation, image.device)
-    part = image[:, row : row + rows.shape[1], column : column + columns.shape[1]].float()  # (3, h, w)
+    part = image[:, row : row + rows.shape[1], column : column + columns.shape[1]].contiguous().float()  # (3, h, w)
     narrow = _to_whole(part @ columns.T)  # (3, h, size)
     return _to_whole(rows @ narrow).to(torch.uint8)
 

@@ -39,6 +39,7 @@ QUICK_PACKAGES = {
     "ts": "torchserve==0.12.0",
 }
 PACKAGES = {**QUICK_PACKAGES, "torch": "torch"}  # torch takes seconds to import
+CARD_PACKAGES = {"nvidia.nvimgcodec": "nvidia-nvimgcodec-cu13[nvjpeg]"}  # where JPEGs are decoded on the card
 IMPORT_TIMEOUT_S = 120
 IMPORT_SCRIPT = """
 import importlib, json, sys
@@ -80,16 +81,17 @@ class Subject:
 def examine(subject: Subject) -> list[Finding]:
     """Runs every check."""
     config, findings = _read_config(subject.config)
+    model_config = _model_config(subject.archive)
     findings += check_settings(subject.config, subject.archive)
     findings += check_java(subject.java)
-    findings += check_packages(Path(sys.executable), names=PACKAGES)
+    findings += check_packages(Path(sys.executable), names=list_packages(model_config))
     findings += check_archive(subject.archive)
     findings += check_request_size(config, subject.archive)
     state_findings, runs = check_state(StateFolder(subject.state))
     findings += state_findings
     if not runs:  # its own ports are not free while it runs
         findings += _check_port_choice(config, port=subject.port)
-    findings += check_gpus(config, _model_config(subject.archive))
+    findings += check_gpus(config, model_config)
     findings += check_disk([Path(tempfile.gettempdir()), subject.state])
     findings += check_environment(os.environ)
     return findings
@@ -102,6 +104,13 @@ def check_java(choice: str | None) -> list[Finding]:
         return [Finding("java", "ok", f"Java {read_version(java)}: {java}")]
     except JavaError as err:
         return [Finding("java", "error", err.problem, err.fix)]
+
+
+def list_packages(model_config: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what workers import: import name -> what to install."""
+    handler = model_config.get("handler")
+    is_on_card = isinstance(handler, Mapping) and handler.get("decode") == "gpu"
+    return PACKAGES | CARD_PACKAGES if is_on_card else PACKAGES
 
 
 def check_packages(python: Path, *, names: Mapping[str, str]) -> list[Finding]:

@@ -82,7 +82,8 @@ def test_enlarging_is_pillows_too(photograph, interpolation, size):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"quality": 30}, {"subsampling": 0}, {"progressive": True}, {"optimize": True, "quality": 95}]
+    "options",
+    [{}, {"quality": 30}, {"subsampling": 0}, {"restart_marker_blocks": 5}, {"optimize": True, "quality": 95}],
 )
 def test_a_jpeg_comes_out_as_on_the_cpu(photograph, options):
     sizes = [(500, 375), (499, 333), (97, 64), (33, 1201)]
@@ -103,9 +104,50 @@ def test_what_the_card_takes(photograph):
     assert not card.takes(as_jpeg(photograph.convert("CMYK")))
     assert not card.takes(good[:-100]), "no end of image"
     assert not card.takes(good + b"more")
+    assert not card.takes(as_jpeg(photograph, progressive=True)), "several scans"
     assert not card.takes(b"") and not card.takes(b"\xff\xd8\xff\xd9") and not card.takes(b"\x89PNG" + good)
     assert not make_card(HandlerSettings(decode="gpu", max_pixels=500 * 375 - 1)).takes(good)
     assert not make_card(HandlerSettings(decode="gpu", max_bytes=len(good) - 1)).takes(good)
+
+
+def test_a_header_that_parsers_read_differently_stays_off_the_card(photograph):
+    """The first one made nvImageCodec 0.9 write past its buffer: to Pillow a marker without length, to it one with."""
+    good = as_jpeg(photograph.resize((64, 48)))
+    frame = good.index(b"\xff\xc0")
+    length = int.from_bytes(good[frame + 2 : frame + 4], "big")
+    segment = good[frame : frame + 2 + length]
+    large = segment[:5] + (3000).to_bytes(2, "big") * 2 + segment[9:]
+    hidden = b"\xff\xd0" + b"\xff\xfe" + (len(large) + 2).to_bytes(2, "big") + large
+    card = make_card()
+    assert card.takes(good)
+    odd = [good[:2] + hidden + good[2:], good[:2] + b"\x00" + good[2:], good[:2] + b"\xff" + good[2:]]
+    odd += [good[:frame] + large + good[frame:], good[:frame] + segment + good[frame:]]
+    odd += [good.replace(segment, segment.replace(b"\x01\x22\x00", b"R\x22\x00"))]
+    odd += [good[:2] + b"\xff\xd8" + good[2:], good[:-2] + b"\xff\xc0" + good[-2:]]
+    assert not any(map(card.takes, odd))
+
+
+def test_a_size_that_is_announced_otherwise_is_not_decoded(photograph, monkeypatch):
+    good = as_jpeg(photograph.resize((64, 48)))
+    monkeypatch.setattr(card_decoding, "measure_plain_jpeg", lambda data: (64, 49))
+    assert make_card().decode([good]) == [None]
+
+
+def test_mutated_jpegs_end_no_worker_and_are_answered_as_without_a_card(photograph):
+    generator = np.random.default_rng(0)
+    files = []
+    for quality in (30, 90):
+        good = as_jpeg(photograph.resize((40, 30)), quality=quality)
+        for _ in range(150):
+            data = bytearray(good)
+            for place in generator.integers(len(data), size=generator.integers(1, 4)):
+                data[place] = generator.integers(256)
+            files.append(bytes(data))
+    with_card, without = make_decoders()
+    images = [ImageRequest(RawImage(data), Options(top_k=1)) for data in files]
+    mine, reference = with_card.decode(images), without.decode(images)
+    assert [type(each) for each in mine] == [type(each) for each in reference]
+    assert sum(map(with_card._card.takes, files)) > 100
 
 
 def make_decoders(settings: HandlerSettings = ON_GPU) -> tuple[Decoder, Decoder]:
@@ -176,10 +218,10 @@ def make_golden(data: bytes) -> GoldenItem:
 def test_golden_inputs_are_compared_before_a_worker_is_ready(photograph, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     card, golden = make_card(), make_golden(as_jpeg(photograph))
-    card.check([golden, make_golden(b"no JPEG")])
-    assert "JPEGs are decoded on cpu: 1 golden inputs within 0.00 of 255 on average of the CPU's" in caplog.text
-    card.check([make_golden(b"no JPEG")])
-    assert "no golden input is a JPEG" in caplog.text
+    png = io.BytesIO()
+    photograph.save(png, "PNG")
+    card.check([golden, make_golden(png.getvalue())])
+    assert "JPEGs are decoded on cpu: 2 golden inputs within 0.00 of 255 on average of the CPU's" in caplog.text
     monkeypatch.setattr(card_decoding, "resample", lambda image, **options: resample(image, **options) ^ 2)
     with pytest.raises(SpecError, match=r"0\.jpg: decoded on cpu it differs .* by 2\.00 of 255 .*; set decode: cpu in"):
         card.check([golden])
@@ -187,13 +229,19 @@ def test_golden_inputs_are_compared_before_a_worker_is_ready(photograph, monkeyp
     with pytest.raises(SpecError, match=r"differs from the CPU's by 255\.00"):
         card.check([golden])
 
+    def fail(_: object) -> None:
+        raise RuntimeError("no nvJPEG")
+
+    monkeypatch.setattr(card, "decode", fail)
+    with pytest.raises(SpecError, match=r"golden input 0\.jpg cannot be decoded on cpu: no nvJPEG; set decode: cpu in"):
+        card.check([golden])
+
 
 @pytest.mark.parametrize("fields", [{"channels": 1}, {"channels": 4}, {"interpolation": "nearest"}])
 def test_networks_whose_input_is_none_for_the_card_are_refused(fields):
-    with pytest.raises(
-        SpecError, match=r"decode is gpu, which is for pictures of 3 channels .*; set decode: cpu in the"
-    ):
-        make_card(**fields)
+    message = r"decode is gpu, which is for pictures of 3 channels .*; set decode: cpu in the"
+    with pytest.raises(SpecError, match=message):
+        Decoder(make_spec(**fields), ON_GPU, device="cpu", threads=1)  # so also where the archive is built
 
 
 def test_a_missing_nvimagecodec_is_one_line(monkeypatch):

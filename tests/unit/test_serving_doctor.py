@@ -61,6 +61,12 @@ def test_package_that_cannot_be_imported_is_named_with_its_fix() -> None:
     assert finding.status == "error"
 
 
+def test_a_worker_that_decodes_on_the_card_needs_one_package_more() -> None:
+    assert doctor.list_packages({}) == doctor.list_packages({"handler": {"decode": "cpu"}}) == doctor.PACKAGES
+    more = doctor.list_packages({"handler": {"decode": "gpu"}})
+    assert more.keys() - doctor.PACKAGES.keys() == {"nvidia.nvimgcodec"}
+
+
 def test_taken_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]

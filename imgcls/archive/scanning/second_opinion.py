@@ -136,7 +136,8 @@ def ask_modelaudit(
     notes = [f"without {', '.join(known.large_tensors)}: tensors only, by our own check"] if known.large_tensors else []
     notes += [f"{len(said)} of {len(sources)} Python files were judged at earlier builds"] if said else []
     findings = tuple(translate(answer, archive=given, known=known))
-    if opinions and not answer["gaps"]:
+    # What cannot be told of one file, or of none that is there, must be said again at the next build.
+    if opinions and not answer["gaps"] and all(finding.path in known.sizes for finding in findings):
         for path in sources.keys() - said.keys():
             opinions.keep(sources[path], [finding for finding in findings if finding.path == path])
     return Scanner(NAME, answer["version"], "ran", "; ".join(notes)), (*findings, *chain.from_iterable(said.values()))
@@ -146,16 +147,17 @@ def _hash_sources(archive: Path, known: Known) -> dict[str, str]:
     """Returns a hash of each Python file of an archive, by path; of none where the archive cannot be read.
 
     modelaudit judges each file for itself. Beside its content the path counts, as an `__init__.py` is judged in other
-    words, and what the manifest names as the handler, which is judged more sternly.
+    words, what the manifest names, as the handler is judged more sternly, and the Python whose parser it is.
     """
     try:
         with zipfile.ZipFile(archive) as file:
-            handler = json.loads(read_small(file, MANIFEST))["model"]["handler"]
+            model = json.loads(read_small(file, MANIFEST))["model"]
+            common = [model["handler"], model.get("extraFiles"), sys.version_info[:2]]
             contents = {path: hashlib.sha256(read_small(file, path)).hexdigest() for path in sorted(known.sources)}
     except (*UNREADABLE_ZIP, ArchiveError, TypeError):
         return {}
     return {
-        path: hashlib.sha256(f"{handler!r} {path!r} {content}".encode()).hexdigest()
+        path: hashlib.sha256(f"{common!r} {path!r} {content}".encode()).hexdigest()
         for path, content in contents.items()
     }
 
