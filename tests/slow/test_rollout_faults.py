@@ -71,16 +71,25 @@ def live(archives: dict[str, Path], tmp_path: Path) -> Iterator[Live]:
 
 def strike(live: Live, image: Path, folder: Path, fault: Callable[[], object], *, name: str, rate: int = RATE) -> Load:
     """Does something under load, waits until all is ready again, and prints what clients saw."""
+    workers = live.member.versions("imgcls")["1.0"].ready_workers
     with open_loop(live.url, image, folder, rate=rate) as load:
         fault()
         time.sleep(1.5)  # for the supervisor to see it
         ready_s = 1.5 + live.wait_until_ready()
+        wait_for_workers(live, workers)  # a batch of one that was killed is answered when that one is back
         time.sleep(2)
     print(
         f"fault: {name}: {len(load.answers)} requests, {len(load.failed)} failed {load.statuses()}, "
         f"interrupted {load.interruption_s():.1f} s, ready after {ready_s:.1f} s, dropped {load.dropped}"
     )
     return load
+
+
+def wait_for_workers(live: Live, count: int, *, timeout_s: float = 60) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while live.member.versions("imgcls")["1.0"].ready_workers < count:
+        assert time.monotonic() < deadline_s, live.log()
+        time.sleep(0.2)
 
 
 def kill(pid: int) -> None:
