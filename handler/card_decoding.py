@@ -36,6 +36,8 @@ MAX_MEAN_DIFFERENCE = 1.0  # of 255, on a golden input: another rounding of the 
 INSTEAD = "set decode: cpu in the handler section of model-config.yaml"
 _ORIENTATION, _UPRIGHT = 274, 1
 
+Size = tuple[int, int]  # width and height
+
 logger = logging.getLogger(__name__)
 
 
@@ -74,24 +76,31 @@ class CardDecoder:
         kinds = self._codec
         return [kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU] if self._is_card else [kinds.CPU_ONLY]
 
-    def takes(self, data: bytes) -> bool:
-        """Tells whether a file is decoded here: a plain JPEG, upright, of usual colours, within all limits."""
+    def takes(self, data: bytes) -> Size | None:
+        """Returns the size of a file that is decoded here: a plain JPEG, upright, of usual colours, within all limits.
+
+        None is for all others.
+        """
         size = measure_plain_jpeg(data)
         if size is None:
-            return False
+            return None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # as in decode_picture: senders do not write into our log
                 picture = open_picture(data, max_pixels=self._settings.max_pixels, max_bytes=self._settings.max_bytes)
                 is_upright = picture.getexif().get(_ORIENTATION, _UPRIGHT) == _UPRIGHT
         except Exception:  # it is refused, or its EXIF block is broken: the CPU says which, or passes over it
-            return False
+            return None
         is_usual = picture.mode in {"RGB", "L"} and picture.info.get("adobe_transform", 1) == 1
-        return is_upright and is_usual and picture.size == size
+        return size if is_upright and is_usual and picture.size == size else None
 
     @torch.inference_mode()
-    def decode(self, contents: Sequence[bytes]) -> list[Pixels | None]:
+    def decode(self, contents: Sequence[bytes], sizes: Sequence[Size]) -> list[Pixels | None]:
         """Decodes files that `takes` has taken.
+
+        Args:
+            contents: the files.
+            sizes: what `takes` has said of each.
 
         Returns:
             Of each its pixels, uint8 (3, size, size), or None where the card could not decode it.
@@ -99,8 +108,8 @@ class CardDecoder:
         streams = [self._codec.CodeStream(content) for content in contents]
         agreed = [
             place
-            for place, (stream, content) in enumerate(zip(streams, contents, strict=True))
-            if (stream.width, stream.height) == measure_plain_jpeg(content)
+            for place, (stream, size) in enumerate(zip(streams, sizes, strict=True))
+            if (stream.width, stream.height) == size
         ]
         cuda_stream = torch.cuda.current_stream(self._device).cuda_stream if self._is_card else 0
         images = self._decoder.decode(
@@ -124,8 +133,9 @@ class CardDecoder:
         largest = 0.0
         for item in items:
             data = item.data if self.takes(item.data) else _as_jpeg(item.data)
+            size = self.takes(data)
             try:
-                [pixels] = self.decode([data])
+                [pixels] = self.decode([data], [size]) if size else [None]
             except Exception as err:  # nvImageCodec and CUDA raise what they like
                 raise SpecError(
                     f"golden input {item.file} cannot be decoded on {self._device}: {err}; {INSTEAD}"

@@ -97,20 +97,25 @@ class Decoder:
     ) -> list[bytes | Pixels | Failure]:
         """Replaces the files that the card takes by their pixels; the others stay what they are."""
         after = list(contents)
-        taken = [place for place, each in enumerate(contents) if isinstance(each, bytes) and card.takes(each)]
-        files = [each for place in taken if isinstance(each := contents[place], bytes)]
-        places = iter(taken)
-        for group in _group(files, max_pixels=self._settings.max_pixels):
+        sizes = {
+            place: size
+            for place, each in enumerate(contents)
+            if isinstance(each, bytes) and (size := card.takes(each)) is not None
+        }
+        places = iter(sizes)
+        for group in _group([contents[place] for place in sizes], max_pixels=self._settings.max_pixels):
+            own = list(islice(places, len(group)))
             decoded: list[Pixels | None] | None = None
             try:
-                decoded = card.decode([each for each in group if isinstance(each, bytes)])
+                files = [each for each in group if isinstance(each, bytes)]
+                decoded = card.decode(files, [sizes[place] for place in own])
             except Exception as err:  # none of them is lost: the CPU has its turn
                 end_if_device_is_lost(err, device=self._device)
                 logger.warning("%d images could not be decoded on the GPU (%s), trying the CPU", len(group), err)
             if decoded is None:
                 free_memory()  # outside, as the error holds on to what the batch has allocated
-                decoded = [None] * len(group)
-            for place, pixels in zip(islice(places, len(group)), decoded, strict=True):
+                continue
+            for place, pixels in zip(own, decoded, strict=True):
                 if pixels is not None:
                     after[place] = pixels
         return after

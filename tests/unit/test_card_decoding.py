@@ -91,7 +91,7 @@ def test_a_jpeg_comes_out_as_on_the_cpu(photograph, options):
     files.append(as_jpeg(photograph.convert("L"), **{k: v for k, v in options.items() if k != "subsampling"}))
     card = make_card()
     assert all(map(card.takes, files))
-    for data, pixels in zip(files, card.decode(files), strict=True):
+    for data, pixels in zip(files, card.decode(files, [card.takes(data) for data in files]), strict=True):
         refuse_difference(pixels, pixels_from_bytes(data, make_spec(), exact=True), is_tall=True)
 
 
@@ -127,10 +127,10 @@ def test_a_header_that_parsers_read_differently_stays_off_the_card(photograph):
     assert not any(map(card.takes, odd))
 
 
-def test_a_size_that_is_announced_otherwise_is_not_decoded(photograph, monkeypatch):
+def test_a_size_that_is_announced_otherwise_is_not_decoded(photograph):
     good = as_jpeg(photograph.resize((64, 48)))
-    monkeypatch.setattr(card_decoding, "measure_plain_jpeg", lambda data: (64, 49))
-    assert make_card().decode([good]) == [None]
+    [pixels, none] = make_card().decode([good, good], [(64, 48), (64, 49)])
+    assert pixels is not None and none is None
 
 
 def test_mutated_jpegs_end_no_worker_and_are_answered_as_without_a_card(photograph):
@@ -147,7 +147,7 @@ def test_mutated_jpegs_end_no_worker_and_are_answered_as_without_a_card(photogra
     images = [ImageRequest(RawImage(data), Options(top_k=1)) for data in files]
     mine, reference = with_card.decode(images), without.decode(images)
     assert [type(each) for each in mine] == [type(each) for each in reference]
-    assert sum(map(with_card._card.takes, files)) > 100
+    assert sum(with_card._card.takes(data) is not None for data in files) > 100
 
 
 def make_decoders(settings: HandlerSettings = ON_GPU) -> tuple[Decoder, Decoder]:
@@ -185,7 +185,7 @@ def test_the_card_decodes_what_it_takes(photograph, monkeypatch):
     with_card, _ = make_decoders()
     seen: list[int] = []
     decode = with_card._card.decode
-    monkeypatch.setattr(with_card._card, "decode", lambda files: seen.append(len(files)) or decode(files))
+    monkeypatch.setattr(with_card._card, "decode", lambda files, sizes: seen.append(len(files)) or decode(files, sizes))
     with_card.decode([image for image in make_mixed(photograph) for _ in range(2)])
     assert seen == [6], "two good ones and one whose middle is missing, twice"
 
@@ -193,7 +193,7 @@ def test_the_card_decodes_what_it_takes(photograph, monkeypatch):
 def test_a_card_that_fails_leaves_its_images_to_the_cpu(photograph, monkeypatch, caplog):
     with_card, reference = make_decoders()
 
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("nvJPEG: allocator failed")
 
     monkeypatch.setattr(with_card._card, "decode", fail)
@@ -225,11 +225,11 @@ def test_golden_inputs_are_compared_before_a_worker_is_ready(photograph, monkeyp
     monkeypatch.setattr(card_decoding, "resample", lambda image, **options: resample(image, **options) ^ 2)
     with pytest.raises(SpecError, match=r"0\.jpg: decoded on cpu it differs .* by 2\.00 of 255 .*; set decode: cpu in"):
         card.check([golden])
-    monkeypatch.setattr(card, "decode", lambda files: [None] * len(files))
+    monkeypatch.setattr(card, "decode", lambda files, sizes: [None] * len(files))
     with pytest.raises(SpecError, match=r"differs from the CPU's by 255\.00"):
         card.check([golden])
 
-    def fail(_: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("no nvJPEG")
 
     monkeypatch.setattr(card, "decode", fail)
