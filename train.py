@@ -93,11 +93,12 @@ def train_classifier(config: TrainConfig, world: World) -> int:
     train, bad_train = open_batches(source.splits["train"], spec, config, shuffle=True, world=world)
     val, bad_val = open_batches(source.splits["val"], spec, config, shuffle=False, world=world)
     report([*bad_train, *bad_val], where="decoding", strict=config.strict)
-    spec = with_statistics(spec, config, train.sample_pixels())
+    pixels = train.sample_pixels()
+    spec = with_statistics(spec, config, pixels)
 
     # Network, loss, optimiser and schedule. channels_last is what convolutions are fastest in, on CPU and GPU.
     classes = len(spec.classes)
-    network = start_network(spec, config).to(device).to(memory_format=torch.channels_last)
+    network = start_network(spec, config, pixels).to(device).to(memory_format=torch.channels_last)
     normalise = Normalise(spec).to(device)
     if config.find_lr:
         print(f"--lr {find_lr(network, normalise, train, config, device=device):.2g}")

@@ -1,109 +1,29 @@
-"""The networks that a spec can name: `simple_cnn`, the reference classifier, and every `timm/<name>`.
+"""The networks that a spec can name: `simple_cnn`, the reference classifier, `whitened_cnn`, and every `timm/<name>`.
 
-To add a network: a class here, its parameters as a pydantic model, and a line in `build_network`.
+To add a network: a file with its class and its parameters as a pydantic model, and a line in `_OWN`.
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from model.errors import SpecError, WeightsError, describe_validation_error
+from model.simple_cnn import SimpleCNN, SimpleCNNParameters
 from model.spec import SPEC_FILE, ModelSpec
+from model.whitened_cnn import WhitenedCNN, WhitenedCNNParameters
 
-Width = Annotated[int, Field(ge=1)]
-
-
-class SimpleCNNParameters(BaseModel):
-    """Parameters of `simple_cnn`; the defaults are those of the published listing."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    widths: Annotated[tuple[Width, ...], Field(min_length=1)] = (32,)
-    convolutions: Width = 1
-    hidden: Width = 10
-    norm: Literal["none", "batch"] = "none"
-    pooling: Literal["last", "first"] = "last"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class SimpleCNN(nn.Module):
-    """The reference classifier: blocks of 3x3 convolution, ReLU and 2x2 max pooling, then two linear layers.
-
-    The published listing is one block of 32 channels for 16 x 16 RGB images and ten classes, with the 32*8*8 features
-    of that size written into it. Here input channels, size, widths, number of blocks and classes are parameters.
-    More `convolutions` of a block follow its pooling, each with a ReLU; `norm="batch"` puts a batch norm before every
-    ReLU of a block, and `pooling="first"` the pooling before both, which then have a quarter of the values to work on;
-    `dropout` acts before the last layer.
-
-    Args:
-        channels: of the input image.
-        size: side of the input in pixels; at least 2 ** len(widths), as each block halves it.
-        classes: how many logits come out.
-        widths: output channels of each block.
-        convolutions: in each block, the first before its pooling.
-        hidden: width of the layer between features and logits.
-        norm: whether the blocks have batch norms.
-        pooling: "last" of its block's convolution, norm and ReLU, or "first" after the convolution.
-        dropout: probability.
-    """
-
-    def __init__(
-        self,
-        *,
-        channels: int,
-        size: int,
-        classes: int,
-        widths: Sequence[int] = (32,),
-        convolutions: int = 1,
-        hidden: int = 10,
-        norm: Literal["none", "batch"] = "none",
-        pooling: Literal["last", "first"] = "last",
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        side = size >> len(widths)
-        if side < 1:
-            raise SpecError(
-                f"parameters.widths has {len(widths)} blocks; expected at most {size.bit_length() - 1}, "
-                f"as each halves the input of size {size}"
-            )
-        blocks = [
-            _block(a, b, convolutions=convolutions, norm=norm, pooling=pooling)
-            for a, b in zip((channels, *widths), widths, strict=False)
-        ]
-        self.features = nn.Sequential(*blocks)
-        self.classifier = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(widths[-1] * side * side, hidden),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, classes),
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """float32 (B, channels, size, size) -> logits (B, classes)."""
-        logits: Tensor = self.classifier(self.features(images))
-        return logits
-
-
-def _block(channels_in: int, channels_out: int, *, convolutions: int, norm: str, pooling: str) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for number in range(convolutions):
-        width_in = channels_out if number else channels_in
-        layers.append(nn.Conv2d(width_in, channels_out, kernel_size=3, padding=1, bias=norm == "none"))
-        activation: list[nn.Module] = [nn.BatchNorm2d(channels_out)] if norm == "batch" else []
-        activation.append(nn.ReLU())
-        pool: list[nn.Module] = [] if number else [nn.MaxPool2d(2)]
-        layers += pool + activation if pooling == "first" else activation + pool
-    return nn.Sequential(*layers)
+_OWN: dict[str, tuple[Callable[..., nn.Module], type[BaseModel]]] = {
+    "simple_cnn": (SimpleCNN, SimpleCNNParameters),
+    "whitened_cnn": (WhitenedCNN, WhitenedCNNParameters),
+}
 
 
 def build_network(spec: ModelSpec) -> nn.Module:
@@ -112,11 +32,12 @@ def build_network(spec: ModelSpec) -> nn.Module:
     Raises:
         SpecError: the network is unknown, or a parameter is unknown or out of range.
     """
-    if spec.network == "simple_cnn":
-        return _build_simple_cnn(spec)
+    if spec.network in _OWN:
+        return _build_own(spec)
     if spec.network.startswith("timm/"):
         return _build_timm(spec)
-    raise SpecError(f"network is {spec.network!r}; expected 'simple_cnn' or 'timm/<name>', such as 'timm/resnet18'")
+    own = ", ".join(map(repr, _OWN))
+    raise SpecError(f"network is {spec.network!r}; expected {own} or 'timm/<name>', such as 'timm/resnet18'")
 
 
 def load_network(spec: ModelSpec, weights: Path) -> nn.Module:
@@ -170,12 +91,13 @@ def _load_weights(network: nn.Module, path: Path) -> None:
         raise WeightsError(f"{path}: does not fit the network of {SPEC_FILE}: {reason}") from err
 
 
-def _build_simple_cnn(spec: ModelSpec) -> nn.Module:
+def _build_own(spec: ModelSpec) -> nn.Module:
+    network, accepted = _OWN[spec.network]
     try:
-        parameters = SimpleCNNParameters(**spec.parameters)
+        parameters = accepted(**spec.parameters)
     except ValidationError as err:
-        raise SpecError(describe_validation_error(err, where="network simple_cnn, parameters")) from err
-    return SimpleCNN(channels=spec.channels, size=spec.size, classes=len(spec.classes), **parameters.model_dump())
+        raise SpecError(describe_validation_error(err, where=f"network {spec.network}, parameters")) from err
+    return network(channels=spec.channels, size=spec.size, classes=len(spec.classes), **parameters.model_dump())
 
 
 def _build_timm(spec: ModelSpec) -> nn.Module:

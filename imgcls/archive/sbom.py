@@ -148,7 +148,7 @@ def make_model_card(facts: Facts) -> Fields:
         "modelParameters": {
             "approach": {"type": "supervised"},
             "task": "image classification",
-            "architectureFamily": "convolutional neural network" if spec.network == "simple_cnn" else "timm",
+            "architectureFamily": "timm" if spec.network.startswith("timm/") else "convolutional neural network",
             "modelArchitecture": spec.network,
             "datasets": _list_datasets(facts),
             "inputs": [{"format": describe_input(spec)}],

@@ -55,7 +55,7 @@ class TrainConfig(BaseSettings):
     val_fraction: Fraction = Field(0.15, description="part held out for validation where the data has no val split")
     test_fraction: Fraction = Field(0.15, description="part held out for testing where the data has no test split")
 
-    network: str = Field("simple_cnn", description="simple_cnn or timm/<name>")
+    network: str = Field("simple_cnn", description="simple_cnn, whitened_cnn or timm/<name>")
     parameters: dict[str, Any] = Field(
         default_factory=dict, description='of the network, as JSON: {"widths": [32, 64]}'
     )

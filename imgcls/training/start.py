@@ -26,7 +26,9 @@ from imgcls.training.distributed import count_restarts
 from model.errors import ImageError, describe_validation_error
 from model.images import decode_image
 from model.network import build_network
+from model.normalise import Normalise
 from model.spec import Channels, Interpolation, ModelSpec
+from model.whitened_cnn import WhitenedCNN
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -160,8 +162,7 @@ def with_statistics(spec: ModelSpec, config: TrainConfig, pixels: Tensor) -> Mod
     if config.is_private:
         middle = [0.5] * spec.channels
         return spec.model_copy(update={"mean": tuple(config.mean or middle), "std": tuple(config.std or middle)})
-    stride = math.ceil(len(pixels) / STATISTICS_IMAGES)  # not the first ones: splits lie sorted by class
-    scaled = pixels[::stride].float() / 255
+    scaled = _choose_some(pixels).float() / 255
     mean, std = scaled.mean((0, 2, 3)).tolist(), scaled.std((0, 2, 3)).clamp(min=1e-3).tolist()
     return spec.model_copy(
         update={
@@ -171,8 +172,13 @@ def with_statistics(spec: ModelSpec, config: TrainConfig, pixels: Tensor) -> Mod
     )
 
 
-def start_network(spec: ModelSpec, config: TrainConfig) -> nn.Module:
+def start_network(spec: ModelSpec, config: TrainConfig, pixels: Tensor) -> nn.Module:
     """Builds the spec's network, with fresh weights, those of a file, or timm's from the hub.
+
+    Args:
+        spec: of the network.
+        config: says which weights.
+        pixels: of training images, uint8 (N, C, H, W), for a network of which a part is computed from them.
 
     Raises:
         SpecError: the network cannot be built.
@@ -180,11 +186,18 @@ def start_network(spec: ModelSpec, config: TrainConfig) -> nn.Module:
         UsageError: --pretrained for a network that is not timm's.
     """
     network = build_network(spec)
+    if isinstance(network, WhitenedCNN):
+        network.whiten(Normalise(spec)(_choose_some(pixels)))
     if config.weights:
         _load_fitting(network, config.weights)
     elif config.pretrained:
         network = _load_pretrained(spec)
     return network
+
+
+def _choose_some(pixels: Tensor) -> Tensor:
+    """Returns at most STATISTICS_IMAGES of them: not the first ones, as splits lie sorted by class."""
+    return pixels[:: math.ceil(len(pixels) / STATISTICS_IMAGES)]
 
 
 def _load_fitting(network: nn.Module, path: Path) -> None:

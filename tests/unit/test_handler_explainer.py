@@ -32,6 +32,8 @@ def make(network: str, *, size: int, **parameters: object) -> tuple[PixelNetwork
     [
         ("simple_cnn", 32, {"widths": [4, 4]}, "features", (8, 8)),
         ("simple_cnn", 64, {"widths": [4]}, "features", (16, 16)),  # of 32 x 32
+        ("whitened_cnn", 32, {"widths": [4, 4]}, "features", (7, 7)),
+        ("whitened_cnn", 32, {"widths": [4, 4], "views": 2}, "input", (16, 16)),  # it has a map for each view
         ("timm/resnet18", 128, {}, "layer4", (4, 4)),
         ("timm/resnet50", 32, {}, "layer2", (4, 4)),  # layer4 and layer3 are too small, and a shortcut passes layer3's
         ("timm/efficientnet_lite0", 128, {}, "bn2", (4, 4)),

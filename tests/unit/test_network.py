@@ -4,7 +4,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from model.errors import SpecError
-from model.network import SimpleCNN, build_network, load_network
+from model.network import build_network, load_network
+from model.simple_cnn import SimpleCNN
 from model.spec import ModelSpec
 
 
@@ -94,7 +95,9 @@ def test_a_parameter_that_cannot_be_names_the_field_what_it_got_and_what_it_acce
 
 
 def test_an_unknown_network_names_what_is_accepted():
-    with pytest.raises(SpecError, match="network is 'resnet18'; expected 'simple_cnn' or 'timm/<name>'"):
+    with pytest.raises(
+        SpecError, match="network is 'resnet18'; expected 'simple_cnn', 'whitened_cnn' or 'timm/<name>'"
+    ):
         build_network(make_spec("resnet18"))
 
 
@@ -127,6 +130,7 @@ def test_timm_parameters_that_cannot_be_are_refused_on_one_line(name, parameters
     ("name", "parameters"),
     [
         ("simple_cnn", {"norm": "batch"}),
+        ("whitened_cnn", {"widths": (4, 8)}),
         ("timm/resnet18", {}),
         ("timm/vit_tiny_patch16_224", {"img_size": 32, "depth": 1}),
         ("timm/swin_tiny_patch4_window7_224", {"img_size": 32, "window_size": 1, "depths": (1, 1, 1, 1)}),

@@ -23,7 +23,8 @@ from imgcls.training.config import read_config
 from imgcls.training.poisson import PoissonSampling
 from imgcls.training.privacy import ORDERS, Privacy, choose_delta, find_noise, refuse_network, seed_on
 from imgcls.training.randomness import Draw
-from model.network import SimpleCNN, build_network
+from model.network import build_network
+from model.simple_cnn import SimpleCNN
 from model.spec import ModelSpec
 
 NO_NOISE = 1e-9
