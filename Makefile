@@ -86,6 +86,9 @@ lint: $(VENV)/.ready ## formatting, lint, types, arrows between packages, shell
 	@$(BIN)/lint-imports
 	@$(BIN)/shellcheck build_mar.sh recipes/*.sh .ci/run
 
+opinions: $(VENV)/.ready ## let modelaudit judge our Python anew, after a change of model/ or handler/
+	@$(BIN)/python -m imgcls.archive.ship_opinions
+
 format: $(VENV)/.ready ## format the code
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
@@ -97,4 +100,4 @@ bench: $(VENV)/.ready ## measure serving, beside other servers, and archives, as
 clean: ## remove what was built and trained, not the environment
 	rm -rf runs model_store/*.mar .imgcls .mypy_cache .ruff_cache .pytest_cache .import_linter_cache logs
 
-.PHONY: help setup lock demo demo-rollout serve cifar10 test test-slow test-slow-serving test-slow-computing lint format bench clean
+.PHONY: help setup lock demo demo-rollout serve cifar10 test test-slow test-slow-serving test-slow-computing lint opinions format bench clean

@@ -61,11 +61,12 @@ def archive(
                 str(scratch / "s"),
             ],
             "imgcls archive build": [IMGCLS, "archive", "build", str(run), "--store", str(scratch / "store")],
-            "imgcls archive build, of code that no build has judged": [
+            "imgcls archive build, the first on a machine": [
                 *("env", "XDG_CACHE_HOME=/dev/null"),
                 *(IMGCLS, "archive", "build", str(run), "--store", str(scratch / "store")),
             ],
             "imgcls archive verify": [IMGCLS, "archive", "verify", mar],
+            "imgcls archive scan, which judges all of it anew": [IMGCLS, "archive", "scan", mar],
         }
         measured: dict[str, list[Cost]] = {name: [] for name in commands}
         for number in range(rounds):

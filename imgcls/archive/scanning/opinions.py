@@ -1,8 +1,8 @@
-"""What modelaudit said of Python that it has judged before, kept in the user's cache folder.
+"""What modelaudit said of Python that it has judged before: ours in a file beside this one, all in the user's cache.
 
 Judging an archive's Python costs modelaudit ten seconds, all else next to nothing, and one build after the other packs
-the same, or the same but for a file. Only builds ask here: whoever could write to the builder's cache could change what
-builds, but the scan of an archive from elsewhere owes nothing to a cache.
+the same, or the same but for a file. Only builds ask here: whoever could write to the builder's cache, or to imgcls
+itself, could change what builds, but the scan of an archive from elsewhere owes nothing to either.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -22,6 +23,7 @@ from imgcls.archive.scanning.findings import Finding, Severity
 from imgcls.files import write_atomic
 
 FOLDER = "modelaudit"
+SHIPPED = Path(__file__).with_name("shipped_opinions.json")  # imgcls.archive.ship_opinions writes it
 
 
 class Opinions:
@@ -29,18 +31,22 @@ class Opinions:
 
     Args:
         folder: where they are kept; imgcls's folder in the user's cache unless told.
+        shipped: the file of those that come with imgcls.
     """
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, *, shipped: Path = SHIPPED) -> None:
         self._folder = folder or platformdirs.user_cache_path("imgcls") / FOLDER
+        self._shipped_file = shipped
 
     def find(self, source: str) -> tuple[Finding, ...] | None:
         """Returns what was said of a file, None where it is new; a cache of somebody else is not asked."""
         try:
-            path = self._path(source)
-            if path.stat().st_uid != os.geteuid():
-                return None
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields = self._shipped.get(self._key(source))
+            if fields is None:
+                path = self._path(source)
+                if path.stat().st_uid != os.geteuid():
+                    return None
+                fields = json.loads(path.read_text(encoding="utf-8"))
             return tuple(Finding(**{**each, "severity": Severity(each["severity"])}) for each in fields)
         except (OSError, ValueError, LookupError, TypeError):
             return None
@@ -51,9 +57,21 @@ class Opinions:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomic(self._path(source), json.dumps([asdict(finding) for finding in said], indent=1))
 
+    def list_kept(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns all that the folder holds, as `shipped` has it."""
+        return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(self._folder.glob("*.json"))}
+
+    def _key(self, source: str) -> str:
+        return hashlib.sha256(f"{self._judge} {source}".encode()).hexdigest()
+
     def _path(self, source: str) -> Path:
         """Returns where the opinion of a file is kept."""
-        return self._folder / f"{hashlib.sha256(f'{self._judge} {source}'.encode()).hexdigest()}.json"
+        return self._folder / f"{self._key(source)}.json"
+
+    @cached_property
+    def _shipped(self) -> dict[str, list[dict[str, Any]]]:
+        opinions: dict[str, list[dict[str, Any]]] = json.loads(self._shipped_file.read_text(encoding="utf-8"))
+        return opinions
 
     @cached_property
     def _judge(self) -> str:

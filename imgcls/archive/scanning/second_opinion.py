@@ -134,7 +134,7 @@ def ask_modelaudit(
         except ArchiveError as err:
             return _report_failure(str(err))
     notes = [f"without {', '.join(known.large_tensors)}: tensors only, by our own check"] if known.large_tensors else []
-    notes += [f"{len(said)} of {len(sources)} Python files were judged at earlier builds"] if said else []
+    notes += [f"{len(said)} of {len(sources)} Python files were judged before"] if said else []
     findings = tuple(translate(answer, archive=given, known=known))
     # What cannot be told of one file, or of none that is there, must be said again at the next build.
     if opinions and not answer["gaps"] and all(finding.path in known.sizes for finding in findings):

@@ -1,6 +1,7 @@
 """modelaudit's part: what it adds, that it is kept offline, and that its silence is never taken for a yes."""
 
 import gzip
+import json
 import os
 import pickle
 import subprocess
@@ -12,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from imgcls.archive.scanning import Finding, Opinions, Severity, scan_archive, second_opinion
+from imgcls.archive.scanning.opinions import SHIPPED
 from imgcls.archive.scanning.second_opinion import Known, translate
+from imgcls.archive.ship_opinions import judge_own_code
 
 Make = Callable[..., Path]
 HANDLER_CHECK = "TorchServe Handler Static Analysis"
@@ -46,6 +49,17 @@ def test_our_own_archive_passes_without_a_finding(archive: Path) -> None:
     report = scan_archive(archive, require_modelaudit=True)
     assert report.findings == ()
     assert [(scanner.name, scanner.state) for scanner in report.scanners] == [("imgcls", "ran"), ("modelaudit", "ran")]
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="modelaudit reads with Python's own parser; ours is 3.11's")
+def test_the_opinions_that_are_shipped_are_what_modelaudit_says_of_our_code_as_it_is(
+    archive: Path, tmp_path: Path
+) -> None:
+    shipped = json.loads(SHIPPED.read_text())
+    assert judge_own_code() == shipped, "run make opinions"
+    report = scan_archive(archive, require_modelaudit=True, opinions=Opinions(tmp_path / "kept"))
+    assert report.scanners[1].note == f"{len(shipped)} of {len(shipped)} Python files were judged before"
+    assert not (tmp_path / "kept").exists()
 
 
 def test_modelaudit_tries_no_connection_and_leaves_nothing(
@@ -83,10 +97,10 @@ def test_python_that_a_build_has_judged_is_not_judged_again_and_its_findings_sta
 
     note, found = judge(0)
     assert note == "" and {path for _, path in found} == {"handler.py"}
-    assert judge(1) == ("2 of 2 Python files were judged at earlier builds", found)
-    assert judge(2, other=b"y = 2\n") == ("1 of 2 Python files were judged at earlier builds", found)
+    assert judge(1) == ("2 of 2 Python files were judged before", found)
+    assert judge(2, other=b"y = 2\n") == ("1 of 2 Python files were judged before", found)
     note, more = judge(3, other=spawn)
-    assert note == "1 of 2 Python files were judged at earlier builds"
+    assert note == "1 of 2 Python files were judged before"
     assert {path for _, path in more} == {"handler.py", "other.py"}
     assert judge(4, handler=b"z = 1\n")[1] == set(), "a verdict is not taken over from another file or path"
     elsewhere = scan_archive(make_archive({"handler.py": spawn, "other.py": "y = 1\n"}))
