@@ -196,7 +196,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
                         if totals[2]:  # a signal has come, to this process or another
                             raise Stopped
                 images_per_s = (progress.seen - seen_before) / (time.perf_counter() - started)
-                # Validate. The best epoch's weights, the history and the checkpoint are written in this order, so that
+                # Validate. The epoch's weights, the history and the checkpoint are written in this order, so that
                 # a run that is killed between two of them does this again.
                 val_loss, val_accuracy = validate(judged, normalise, val, world=world, stop=stop)
                 remark = gradient_filter.end_epoch(progress) + (privacy.write() if privacy else "")
@@ -212,7 +212,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
                 is_best = progress.is_better(epoch)
                 progress.end_epoch(epoch)
                 if world.is_main:
-                    if is_best:
+                    if is_best or config.select == "last":
                         write_weights(run, judged)
                     write_history(run, progress.history)
                 checkpoints.save(progress)
@@ -228,7 +228,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
             write_weights(run, judged)
         log(
             f"interrupted after {progress.step} steps of epoch {progress.epoch}; {run} holds the "
-            f"{'best' if progress.history else 'unfinished'} weights; go on with --resume"
+            f"{config.select if progress.history else 'unfinished'} weights; go on with --resume"
         )
         return 130
     if progress.epoch <= config.epochs:

@@ -71,7 +71,8 @@ def archive(
         measured: dict[str, list[Cost]] = {name: [] for name in commands}
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
-            for name, command in commands.items():
+            order = list(commands.items())
+            for name, command in order if number % 2 == 0 else reversed(order):  # none always comes after the same
                 measured[name].append(measure(command))
     print(f"{megabytes:,} MB of weights; {rounds} rounds; {describe_machine()}\n")
     print(as_table(measured))

@@ -95,6 +95,9 @@ class TrainConfig(BaseSettings):
     freeze_epochs: Annotated[int, Field(ge=0)] = Field(
         0, description="first epochs, in which only the last layer learns"
     )
+    select: Literal["best", "last"] = Field(
+        "best", description="whose weights become the run's: the best epoch's by validation accuracy, or the last's"
+    )
     patience: Count | None = Field(None, description="stop after so many epochs without a better validation accuracy")
     amp: Literal["bf16", "fp16", "auto"] | None = Field(
         None, description="mixed precision; auto: bf16 where the device has instructions for it"

@@ -1,6 +1,6 @@
 """The run directory: what train.py writes, and evaluation and archive read.
 
-    weights.safetensors  spec.yaml  index_to_name.json   the best epoch by validation; enough to serve
+    weights.safetensors  spec.yaml  index_to_name.json   the best epoch by validation, or the last; enough to serve
     train_config.yaml    history.csv  golden/            how it came about, and a few validation images
     train_record.json                                    which code, data and libraries it was trained with
     rejections.csv                                       which steps and samples the backward filter left out

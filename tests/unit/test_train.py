@@ -152,6 +152,18 @@ def test_the_same_seed_gives_the_same_weights(tmp_path, train_photos):
     assert not are_equal(tmp_path / "one", tmp_path / "other")
 
 
+def test_the_weights_are_those_of_the_epoch_that_is_asked_for(tmp_path, train_photos):
+    """At this learning rate an epoch in between is the best."""
+    for select in ("best", "last"):
+        train_photos(tmp_path / select, "--select", select, "--lr", 0.5, epochs=6)
+    accuracies = [float(row["val_accuracy"]) for row in read_history(tmp_path / "last")]
+    assert accuracies.index(max(accuracies)) < 5, accuracies
+    network = read_newest(tmp_path / "last")["parts"]["network"]
+    last, best = (load_file(tmp_path / select / "weights.safetensors") for select in ("last", "best"))
+    assert all(torch.equal(tensor, network[name]) for name, tensor in last.items())
+    assert not all(torch.equal(tensor, network[name]) for name, tensor in best.items())
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 def test_every_schedule_and_option_trains(tmp_path, train_photos, schedule):
     parameters = '{"widths": [4, 8], "hidden": 8, "norm": "batch", "dropout": 0.2}'
