@@ -9,7 +9,7 @@ Source: Jordan, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv:2404.00
 ResNet".
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -23,7 +23,6 @@ from model.simple_cnn import Width, make_block
 PATCH = 2  # side, in pixels
 SMALLEST_VARIANCE = 5e-4  # added to each, of normalised pixels: what varies less is noise, not to be blown up
 LOGIT_SCALE = 0.2  # of what the last layer says: without it the first steps are too sure
-IMAGES_AT_ONCE = 64  # that bounds the memory of `whiten`
 
 Views = Literal[1, 2, 6]
 
@@ -103,16 +102,16 @@ class WhitenedCNN(nn.Module):
         return logits
 
     @torch.no_grad()
-    def whiten(self, images: Tensor) -> None:
-        """Computes the first convolution from images, float32 (N, channels, H, W), as the network will get them.
+    def whiten(self, batches: Iterable[Tensor]) -> None:
+        """Computes the first convolution from batches of images, float32 (B, channels, H, W), as the network gets them.
 
         Its filters are the eigenvectors of the covariance of their patches, each over the root of its eigenvalue, and
         the negatives of these, as a GELU would lose one half of each.
         """
-        channels = images.shape[1]
+        channels = self.whitening.shape[1]
         products, count = torch.zeros(channels * PATCH**2, channels * PATCH**2, dtype=torch.float64), 0
-        for some in torch.split(images, IMAGES_AT_ONCE):
-            patches = functional.unfold(some.double(), PATCH)  # (n, channels * 4, places)
+        for images in batches:
+            patches = functional.unfold(images.double(), PATCH)  # (B, channels * 4, places)
             products += torch.einsum("nip,njp->ij", patches, patches).cpu()
             count += patches.shape[0] * patches.shape[2]
         variances, directions = torch.linalg.eigh(products / count)  # ascending; a direction a column

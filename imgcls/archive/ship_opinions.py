@@ -28,7 +28,7 @@ def judge_own_code() -> dict[str, list[dict[str, Any]]]:
         RuntimeError: modelaudit failed, or did not say enough of a file to be kept.
     """
     with tempfile.TemporaryDirectory(prefix="imgcls-opinions-") as temporary:
-        tree, archive, nothing = Path(temporary, "tree"), Path(temporary, "own.mar"), Path(temporary, "nothing.json")
+        tree, archive = Path(temporary, "tree"), Path(temporary, "own.mar")
         for package in TRAVELLING:
             copy_package(Path(str(package.__file__)).parent, tree / package.__name__)
         (tree / WEIGHTS_FILE).write_bytes(NO_TENSORS)
@@ -38,8 +38,7 @@ def judge_own_code() -> dict[str, list[dict[str, Any]]]:
         with zipfile.ZipFile(archive, "w") as file:
             for path in files:
                 file.write(path, path.relative_to(tree))
-        nothing.write_text("{}")
-        kept = Opinions(Path(temporary, "kept"), shipped=nothing)
+        kept = Opinions(Path(temporary, "kept"), shipped=None)
         report = scan_archive(archive, require_modelaudit=True, opinions=kept)
         if len(opinions := kept.list_kept()) != sum(path.suffix == ".py" for path in files):
             raise RuntimeError(f"modelaudit did not judge every file: {report.to_json()}")

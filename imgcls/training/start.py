@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 PROBED = 64  # images looked at to decide channels and size
 STATISTICS_IMAGES = 10_000
+WHITENED_AT_ONCE = 64  # images, as their patches take 32 times the memory of their pixels
 PHOTO_SIZE = 224
 INTERPOLATION: Interpolation = "bilinear"
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "sve_bf16")  # of x86-64 and of Arm
@@ -187,7 +188,7 @@ def start_network(spec: ModelSpec, config: TrainConfig, pixels: Tensor) -> nn.Mo
     """
     network = build_network(spec)
     if isinstance(network, WhitenedCNN):
-        network.whiten(Normalise(spec)(_choose_some(pixels)))
+        network.whiten(map(Normalise(spec), torch.split(_choose_some(pixels), WHITENED_AT_ONCE)))
     if config.weights:
         _load_fitting(network, config.weights)
     elif config.pretrained:

@@ -51,7 +51,7 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size(channels):
     images = (make_pixels(300, channels=channels).float() / 255 - 0.5) / 0.1
     before = find_patches(network, images)
     assert torch.corrcoef(before[:, : 4 * channels].T).triu(1).abs().max() > 0.5  # neighbours are alike
-    network.whiten(images)
+    network.whiten([images[:100], images[100:]])
     after = find_patches(network, images)
     products = after.T @ after / len(after)
     half = 4 * channels
@@ -61,7 +61,7 @@ def test_whitened_patches_are_uncorrelated_and_of_one_size(channels):
 
 def test_what_hardly_varies_is_not_blown_up():
     network = WhitenedCNN(channels=1, size=8, classes=2, widths=(4,))
-    network.whiten(torch.full((10, 1, 8, 8), 0.3))
+    network.whiten([torch.full((10, 1, 8, 8), 0.3)])
     assert torch.isfinite(network.whitening).all()
     assert network.whitening.abs().max() < 50
 
@@ -77,7 +77,7 @@ def test_the_whitening_is_of_the_training_images_as_normalised_and_is_not_learne
 
 def test_weights_to_start_from_bring_their_own_whitening(tmp_path):
     earlier = build_network(make_spec())
-    earlier.whiten((make_pixels(200).float() / 255 - 0.2) / 0.4)
+    earlier.whiten([(make_pixels(200).float() / 255 - 0.2) / 0.4])
     save_file(earlier.state_dict(), tmp_path / "weights.safetensors")
     config = read_config(["--weights", str(tmp_path / "weights.safetensors")], description="")
     network = start_network(make_spec(), config, make_pixels(200))
@@ -152,7 +152,7 @@ def test_a_mirrored_image_is_the_same_to_one_that_looks_at_both():
 def test_every_engine_looks_as_often_as_eager_does_in_any_batch(tmp_path, name):
     spec, pixels = make_spec(size=16, views=6), make_pixels(40, size=16).numpy()
     network = build_network(spec)
-    network.whiten((torch.from_numpy(pixels).float() / 255 - 0.5) / 0.1)
+    network.whiten([(torch.from_numpy(pixels).float() / 255 - 0.5) / 0.1])
     save_file(network.state_dict(), tmp_path / "weights.safetensors")
     weights, kind = tmp_path / "weights.safetensors", parse_kind(name)
     file = weights

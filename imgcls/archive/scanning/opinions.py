@@ -31,10 +31,10 @@ class Opinions:
 
     Args:
         folder: where they are kept; imgcls's folder in the user's cache unless told.
-        shipped: the file of those that come with imgcls.
+        shipped: the file of those that come with imgcls; None to ask none of them.
     """
 
-    def __init__(self, folder: Path | None = None, *, shipped: Path = SHIPPED) -> None:
+    def __init__(self, folder: Path | None = None, *, shipped: Path | None = SHIPPED) -> None:
         self._folder = folder or platformdirs.user_cache_path("imgcls") / FOLDER
         self._shipped_file = shipped
 
@@ -70,6 +70,8 @@ class Opinions:
 
     @cached_property
     def _shipped(self) -> dict[str, list[dict[str, Any]]]:
+        if self._shipped_file is None:
+            return {}
         opinions: dict[str, list[dict[str, Any]]] = json.loads(self._shipped_file.read_text(encoding="utf-8"))
         return opinions
 
