@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from handler.integrity import hash_file
 from handler.layout import OnBytes
 from imgcls.archive import answers
 from imgcls.archive.facts import GATE_FILE, read_facts
+from imgcls.archive.libraries import read_ahead
 from imgcls.archive.pack import pack_tree, read_build_time, record_tree, refuse_bad_names
 from imgcls.archive.prove import start_self_test
 from imgcls.archive.publish import publish
 from imgcls.archive.scanning import ModelauditProcess, Opinions, refuse_findings, scan_archive
 from imgcls.archive.stage import ServingOptions, describe_archive, refuse_incomplete, stage_archive
-from imgcls.archive.torch_process import JobError, TorchProcess
+from imgcls.archive.torch_process import JobError, TorchProcess, list_imports
 from imgcls.archive.trust import detached_signature
 from imgcls.errors import ArchiveError, ImgclsError
 from imgcls.files import sync
@@ -35,7 +37,7 @@ from imgcls.gate.verdict import GateReport
 from model.engines.kinds import REFERENCE
 from model.engines.records import EngineRecord, read_records
 from model.errors import ModelError
-from model.spec import SPEC_FILE, WEIGHTS_FILE, read_spec
+from model.spec import WEIGHTS_FILE
 
 STALE_S = 3600
 SUFFIX = ".building"  # of a build's temporary folder
@@ -51,6 +53,7 @@ def build_archive(
     engines: Sequence[str] = (REFERENCE,),
     waived: Collection[str] = (),
     gate: GateReport | None = None,
+    process: TorchProcess | None = None,
     on_bytes: OnBytes = lambda count: None,
     on_engines: Callable[[list[EngineRecord]], None] = lambda records: None,
 ) -> Path:
@@ -65,6 +68,7 @@ def build_archive(
         engines: to build beside eager, by name; "auto" for all that this machine can build again byte for byte.
         waived: findings of the scan that do not stop the build, as RULE or RULE:PATH.
         gate: the verdict that the archive carries; None where no gate was asked.
+        process: one that imports torch already.
         on_bytes: told how many bytes were packed, as it goes on.
         on_engines: told which engines were built, and why others are left out.
 
@@ -85,7 +89,7 @@ def build_archive(
         place = tempfile.TemporaryDirectory(prefix=f".{name}-", suffix=SUFFIX, dir=store.absolute())
         with (
             place as temporary,
-            TorchProcess(_list_imports(run)) as process,
+            nullcontext(process) if process else TorchProcess(list_imports(run)) as jobs,
             ModelauditProcess() as modelaudit,
             ThreadPoolExecutor(1) as pool,
         ):
@@ -95,7 +99,7 @@ def build_archive(
             stage_archive(run, tree, name=name, version=version, options=options, created=created)
             if gate:
                 (tree / GATE_FILE).write_text(gate.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            answered = process.start(
+            answered = jobs.start(
                 answers.__file__,
                 "write_answers",
                 str(run),
@@ -106,14 +110,21 @@ def build_archive(
             )
             staged = _stamp(tree)
             weights = pool.submit(hash_file, tree / WEIGHTS_FILE)
+            imports = read_ahead(tree)
             read_facts(tree, weights_sha256=weights.result())  # so that what is wrong with them is said at once
             _wait(answered)
             on_engines(list(read_records(tree)))
             describe_archive(
-                tree, name=name, version=version, options=options, created=created, weights_sha256=weights.result()
+                tree,
+                name=name,
+                version=version,
+                options=options,
+                created=created,
+                weights_sha256=weights.result(),
+                imports=imports,
             )
             integrity = record_tree(tree, known={WEIGHTS_FILE: weights.result()})
-            finish_self_test = start_self_test(tree, process)
+            finish_self_test = start_self_test(tree, jobs)
             pack_tree(tree, archive, created=created, integrity=integrity, on_bytes=on_bytes)
             on_disk = pool.submit(sync, archive)
             report = scan_archive(
@@ -130,12 +141,6 @@ def build_archive(
     except OSError as err:
         raise ArchiveError(f"{store}: the archive cannot be written: {err}") from err
     return target
-
-
-def _list_imports(run: Path) -> list[str]:
-    """Returns what both the golden answers and the self-test import beside torch, and takes long."""
-    own = ["PIL.Image", "safetensors.torch", "pydantic", "yaml"]
-    return [*own, "timm"] if read_spec(run / SPEC_FILE).network.startswith("timm/") else own
 
 
 def _stamp(tree: Path) -> dict[str, tuple[int, int]]:

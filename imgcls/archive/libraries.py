@@ -48,15 +48,23 @@ def find_imports(folder: Path) -> Imports:
     return Imports(frozenset(foreign[False]), frozenset(foreign[True] - foreign[False]))
 
 
+def read_ahead(folder: Path) -> Imports:
+    """Finds a staged tree's imports, and reads the metadata of all that they may need, which is then known."""
+    imports = find_imports(folder)
+    resolve([SERVER, *find_distributions(imports.at_load | imports.later)])
+    return imports
+
+
 def find_distributions(modules: frozenset[str]) -> tuple[str, ...]:
     """Returns the canonical names of the distributions that bring these modules, sorted; a module may have none."""
     brought = _list_distributions()
     return tuple(sorted({canonicalize_name(name) for module in modules for name in brought.get(module, ())}))
 
 
+# What is installed stays so while a process packs.
 @functools.cache
 def _list_distributions() -> Mapping[str, Sequence[str]]:
-    """Returns which distributions bring each module; what is installed stays so while a process packs."""
+    """Returns which distributions bring each module."""
     return metadata.packages_distributions()
 
 
@@ -67,7 +75,7 @@ def resolve(roots: Sequence[str]) -> dict[str, Library]:
     seen = set()
     while waiting:
         name, extra = task = waiting.pop()
-        if task in seen or (required := _read_requirements(name, extra)) is None:
+        if task in seen or (required := _list_requirements(name, extra)) is None:
             continue
         seen.add(task)
         needs.setdefault(name, set()).update(canonicalize_name(need.name) for need in required)
@@ -91,17 +99,29 @@ def _walk(node: ast.AST, *, is_later: bool) -> Iterator[tuple[str, bool]]:
             yield from _walk(child, is_later=is_later or is_function)
 
 
-@functools.cache
-def _read_requirements(name: str, extra: str) -> list[Requirement] | None:
+def _list_requirements(name: str, extra: str) -> list[Requirement] | None:
     """Returns what a distribution requires here, with an extra or without; None where it is not installed."""
-    try:
-        texts = metadata.requires(name) or ()
-    except metadata.PackageNotFoundError:
+    requirements = _read_requirements(name)
+    if requirements is None:
         return None
-    requirements = [Requirement(text) for text in texts]
     return [each for each in requirements if each.marker is None or each.marker.evaluate({"extra": extra})]
 
 
+@functools.cache
+def _read_requirements(name: str) -> tuple[Requirement, ...] | None:
+    try:
+        return tuple(map(Requirement, metadata.requires(name) or ()))
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def _read_identity(name: str) -> tuple[str, str]:
+    """Returns an installed distribution's version and licence."""
+    fields = metadata.metadata(name)
+    return fields["Version"], (fields.get_all("License-Expression") or [""])[0]
+
+
 def _describe(name: str, *, needs: Sequence[str]) -> Library:
-    license = metadata.metadata(name).get_all("License-Expression") or [""]
-    return Library(name, metadata.version(name), license[0], tuple(sorted(needs)))
+    version, license = _read_identity(name)
+    return Library(name, version, license, tuple(sorted(needs)))

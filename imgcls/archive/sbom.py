@@ -30,7 +30,7 @@ from packageurl import PackageURL
 
 from imgcls import __version__
 from imgcls.archive.facts import SCORES, Facts, read_facts
-from imgcls.archive.libraries import OWN, SERVER, Library, find_distributions, find_imports, resolve
+from imgcls.archive.libraries import OWN, SERVER, Imports, Library, find_distributions, find_imports, resolve
 from imgcls.archive.words import describe_input, describe_limits, describe_purpose
 from imgcls.checkout import hash_code
 from imgcls.errors import ArchiveError
@@ -63,6 +63,7 @@ def write_sbom(
     weights_sha256: str,
     license: str | None = None,
     created: datetime | None = None,
+    imports: Imports | None = None,
 ) -> None:
     """Writes sbom.cdx.json into a staged tree.
 
@@ -73,12 +74,13 @@ def write_sbom(
         weights_sha256: of the tree's weights.
         license: of the model: an SPDX expression, or any words; None states none.
         created: the time to state; None states none.
+        imports: of the tree's code, where they are known; they are looked up otherwise.
 
     Raises:
         ArchiveError: a file of the tree is not what imgcls writes, or the result would not be CycloneDX 1.6.
     """
     facts = read_facts(folder, weights_sha256=weights_sha256)
-    libraries = find_libraries(folder, facts)
+    libraries = find_libraries(imports or find_imports(folder), facts)
     hashes = {WEIGHTS_REF: weights_sha256, CODE_REF: hash_code(folder, OWN)}
     model = _make_model(name, version, hashes=hashes, license=license)
     components = {each.name: _make_component(each, libraries=libraries) for each in libraries.known.values()}
@@ -123,9 +125,8 @@ def check_sbom(text: str) -> None:
         raise ArchiveError(f"{SBOM_FILE}: would not be CycloneDX 1.6: {reason[:300]}")
 
 
-def find_libraries(folder: Path, facts: Facts) -> Libraries:
-    """Finds what the code of a staged tree needs for this model, as it is installed here."""
-    imports = find_imports(folder)
+def find_libraries(imports: Imports, facts: Facts) -> Libraries:
+    """Finds what code with these imports needs for this model, as it is installed here."""
     runtimes = {parse_kind(engine.engine).runtime for engine in facts.engines if engine.is_accepted}
     is_used = {  # what only some archives need
         "timm": facts.spec.network.startswith("timm/"),

@@ -26,6 +26,7 @@ from handler.layout import EARLIEST
 from imgcls.archive.card import write_card
 from imgcls.archive.facts import CALIBRATION_FILE, METRICS_FILE, read_training
 from imgcls.archive.facts import CONFIG_FILE as TRAIN_CONFIG_FILE
+from imgcls.archive.libraries import Imports
 from imgcls.archive.pack import CONFIG_FILE, write_manifest
 from imgcls.archive.provenance import write_provenance
 from imgcls.archive.sbom import write_sbom
@@ -81,9 +82,18 @@ def stage_archive(
 
 
 def describe_archive(
-    folder: Path, *, name: str, version: str, options: ServingOptions, created: datetime, weights_sha256: str
+    folder: Path,
+    *,
+    name: str,
+    version: str,
+    options: ServingOptions,
+    created: datetime,
+    weights_sha256: str,
+    imports: Imports | None = None,
 ) -> None:
     """Writes what tells of a staged archive where it came from, what it needs and what it can do.
+
+    `imports` are those of its code, where they are known.
 
     Raises:
         ArchiveError: the run's metrics.json, train_config.yaml or train_record.json is not what imgcls writes.
@@ -92,7 +102,7 @@ def describe_archive(
     stated = None if created == EARLIEST else created  # without SOURCE_DATE_EPOCH there is no time to state
     common = {"name": name, "version": version, "weights_sha256": weights_sha256}
     write_provenance(folder, **common, code_sha256=code_sha256, created=stated)
-    write_sbom(folder, **common, license=options.license, created=stated)
+    write_sbom(folder, **common, license=options.license, created=stated, imports=imports)
     write_card(folder, **common, license=options.license)
 
 

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from imgcls.archive import torch_jobs
+from model.errors import ModelError
+from model.spec import SPEC_FILE, read_spec
 
 TIMEOUT_S = 3600
+IMPORTS = ("PIL.Image", "safetensors.torch", "pydantic", "yaml")  # what a network's jobs need beside torch
 
 
 class JobError(Exception):
@@ -23,6 +26,18 @@ class JobError(Exception):
     def __init__(self, name: str, message: str) -> None:
         super().__init__(f"{name}: {message}" if name else message)
         self.name, self.message = name, message
+
+
+def list_imports(run: Path) -> list[str]:
+    """Returns what all jobs of a run's archive import beside torch, and takes long.
+
+    Nothing for a run that cannot be read: what is wrong with it the build will say.
+    """
+    try:
+        network = read_spec(run / SPEC_FILE).network
+    except ModelError:
+        return []
+    return [*IMPORTS, "timm"] if network.startswith("timm/") else [*IMPORTS]
 
 
 class TorchProcess:

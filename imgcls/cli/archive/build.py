@@ -52,35 +52,39 @@ def build(
     It is scanned, and answers its golden inputs as TorchServe would ask them, before it is put in place.
     SOURCE_DATE_EPOCH, where set, is the time that it carries. With --gate the verdict goes into it, as gate.json.
     """
-    from imgcls.archive.build import build_archive
-    from imgcls.archive.stage import ServingOptions
-    from imgcls.archive.verify import read_integrity
-    from imgcls.cli.progress import show_bytes
+    from imgcls.archive.torch_process import TorchProcess, list_imports
 
-    verdict = _judge(run, gate, against=gate_against) if gate else None
     if gate_against and not gate:
         raise UsageError("--gate-against names a baseline, and no --gate a policy; give both")
-    options = ServingOptions(
-        workers=workers,
-        batch_size=batch_size,
-        max_batch_delay_ms=max_batch_delay_ms,
-        engine=engine,
-        decode=decode,
-        license=license_name,
-    )
-    with show_bytes("packing", total=_size_of(run)) as on_bytes:
-        archive = build_archive(
-            run,
-            store,
-            name=name,
-            version=version,
-            options=options,
-            engines=engines.split(","),
-            waived=tuple(waive or ()),
-            gate=verdict,
-            on_bytes=on_bytes,
-            on_engines=report_engines,
+    verdict = _judge(run, gate, against=gate_against) if gate else None
+    with TorchProcess(list_imports(run)) as process:  # it imports torch while this process imports the rest
+        from imgcls.archive.build import build_archive
+        from imgcls.archive.stage import ServingOptions
+        from imgcls.archive.verify import read_integrity
+        from imgcls.cli.progress import show_bytes
+
+        options = ServingOptions(
+            workers=workers,
+            batch_size=batch_size,
+            max_batch_delay_ms=max_batch_delay_ms,
+            engine=engine,
+            decode=decode,
+            license=license_name,
         )
+        with show_bytes("packing", total=_size_of(run)) as on_bytes:
+            archive = build_archive(
+                run,
+                store,
+                name=name,
+                version=version,
+                options=options,
+                engines=engines.split(","),
+                waived=tuple(waive or ()),
+                gate=verdict,
+                process=process,
+                on_bytes=on_bytes,
+                on_engines=report_engines,
+            )
     size_bytes, tree_sha256 = archive.stat().st_size, read_integrity(archive).tree_sha256
     if as_json:
         fields = {"archive": str(archive.absolute()), "name": name, "version": version, "size_bytes": size_bytes}
