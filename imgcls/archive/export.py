@@ -98,11 +98,21 @@ def quantise_onnx(source: Path, target: Path, *, pixels: Pixels) -> None:
     write_onnx(onnx.load(target), target)
 
 
-def compile_package(network: PixelNetwork, spec: ModelSpec, target: Path, *, device: str) -> None:
+def compile_package(
+    network: PixelNetwork, spec: ModelSpec, target: Path, *, device: str, is_frozen: bool = True
+) -> None:
     """Compiles a network for this kind of machine, weights inside, with AOTInductor.
 
     On x86 the code is for the level that torch found here (AVX2 or AVX-512) and not for this very processor. A package
     is not reproducible, and names folders of the machine that it was built on.
+
+    Args:
+        network: what to compile.
+        spec: its spec.
+        target: the package to write.
+        device: "cpu" or "cuda".
+        is_frozen: weights are folded and laid out for the processor beforehand; faster, and in torch 2.15 wrong for
+            some networks, such as whitened_cnn with 6 views of one channel.
 
     Raises:
         ArchiveError: there is no C++ compiler, or the network cannot be compiled.
@@ -112,7 +122,7 @@ def compile_package(network: PixelNetwork, spec: ModelSpec, target: Path, *, dev
     from torch._inductor.utils import fresh_cache
 
     batch = {0: Dim("batch", min=1, max=LARGEST_BATCH)}
-    options: dict[str, Any] = {"freezing": True, "aot_inductor.metadata": {TORCH_KEY: torch.__version__}}
+    options: dict[str, Any] = {"freezing": is_frozen, "aot_inductor.metadata": {TORCH_KEY: torch.__version__}}
     if march := _MARCH.get(torch.backends.cpu.get_cpu_capability()):
         options["cpp.march"] = march
     try:

@@ -10,7 +10,7 @@ ONNX Runtime and OpenVINO read the same two files.
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +36,7 @@ from model.engines.choose import load_engine
 from model.engines.eager import PixelNetwork, load_pixel_network
 from model.engines.engine import Engine, Logits
 from model.engines.kinds import KINDS, REFERENCE, EngineKind
-from model.engines.records import ENGINES_FOLDER, EngineRecord
+from model.engines.records import ENGINES_FOLDER, Comparison, EngineRecord, Tolerance
 from model.errors import ModelError
 from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, GoldenAnswer, GoldenItem
 from model.spec import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_spec
@@ -45,6 +45,17 @@ CALIBRATION_IMAGES = 128
 COMPARED_IMAGES = 500
 
 OnProgress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Made:
+    """An engine with its file; how near it is to eager, and what is wrong with it, if anything."""
+
+    file: Path
+    engine: Engine
+    comparison: Comparison | None
+    fault: str | None
+    note: str = ""  # how it was made, where not as usual
 
 
 @dataclass
@@ -64,34 +75,27 @@ class Workshop:
         device = self.device if self.device in kind.devices else "cpu"
         tolerance = TOLERANCES[kind.precision]
         try:
-            file = self._make_file(kind, device=device)
-            engine = load_engine(file, self.spec, kind=kind, device=device)
-            logits = run_all(engine, self.compared)
+            made = self._make(kind, device=device, tolerance=tolerance)
         except (ImgclsError, ModelError, ModuleNotFoundError) as err:
             self.on_progress(f"warning: engine {kind.name} is left out: {err}")
             return EngineRecord(engine=kind.name, device=device, tolerance=tolerance, status="refused", reason=str(err))
-        if np.isfinite(logits).all():
-            comparison = compare(logits, self.reference, self.compared, temperature=self.spec.temperature)
-            fault = find_fault(comparison, tolerance)
+        if made.fault:
+            self.on_progress(f"warning: engine {kind.name} is left out: {made.fault}")
         else:
-            comparison, fault = None, f"it answers with NaN or infinity; on {self.compared.text}"
-        if fault:
-            self.on_progress(f"warning: engine {kind.name} is left out: {fault}")
-        else:
-            self.answers[kind.name] = self._answer_golden(engine, tolerance=tolerance.golden)
-        is_file_new = file.name != WEIGHTS_FILE
+            self.answers[kind.name] = self._answer_golden(made.engine, tolerance=tolerance.golden)
+        is_file_new = made.file.name != WEIGHTS_FILE
         return EngineRecord(
             engine=kind.name,
             device="cuda" if device == "cuda" else "cpu",
-            file=None if fault else f"{ENGINES_FOLDER}/{file.name}" if is_file_new else WEIGHTS_FILE,
-            sha256=hash_file(file) if is_file_new and not fault else None,
+            file=None if made.fault else f"{ENGINES_FOLDER}/{made.file.name}" if is_file_new else WEIGHTS_FILE,
+            sha256=hash_file(made.file) if is_file_new and not made.fault else None,
             reproducible=kind.runtime != "compiled",
-            built_with=describe_tools(kind, engine),
+            built_with=describe_tools(kind, made.engine),
             calibrated_on=self.calibration.text if kind.precision == "int8" else None,
             tolerance=tolerance,
-            comparison=comparison,
-            status="refused" if fault else "accepted",
-            reason=fault or f"within its tolerance on {self.compared.text}",
+            comparison=made.comparison,
+            status="refused" if made.fault else "accepted",
+            reason=made.fault or f"within its tolerance on {self.compared.text}{made.note}",
         )
 
     def pack(self, records: Sequence[EngineRecord]) -> None:
@@ -106,13 +110,30 @@ class Workshop:
         text = json.dumps([item.model_dump() for item in items], indent=1, ensure_ascii=False)
         (self.folder / GOLDEN_FOLDER / EXPECTED_FILE).write_text(text + "\n", encoding="utf-8")
 
-    def _make_file(self, kind: EngineKind, *, device: str) -> Path:
+    def _make(self, kind: EngineKind, *, device: str, tolerance: Tolerance) -> Made:
+        """Makes an engine; what is compiled with frozen weights and answers wrong is compiled once more without."""
+        made = self._judge(self._make_file(kind, device=device), kind, device=device, tolerance=tolerance)
+        if made.fault and kind.runtime == "compiled":
+            file = self._make_file(kind, device=device, is_frozen=False)
+            note = f"; its weights are not frozen, as with that {made.fault}"
+            made = replace(self._judge(file, kind, device=device, tolerance=tolerance), note=note)
+        return made
+
+    def _judge(self, file: Path, kind: EngineKind, *, device: str, tolerance: Tolerance) -> Made:
+        engine = load_engine(file, self.spec, kind=kind, device=device)
+        logits = run_all(engine, self.compared)
+        if not np.isfinite(logits).all():
+            return Made(file, engine, None, f"it answers with NaN or infinity; on {self.compared.text}")
+        comparison = compare(logits, self.reference, self.compared, temperature=self.spec.temperature)
+        return Made(file, engine, comparison, find_fault(comparison, tolerance))
+
+    def _make_file(self, kind: EngineKind, *, device: str, is_frozen: bool = True) -> Path:
         if kind.runtime in ("onnxruntime", "openvino"):
             return self.int8_onnx if kind.precision == "int8" else self.fp32_onnx
         if kind.runtime != "compiled":
             return self.run / WEIGHTS_FILE
         target = self.scratch / f"{kind.name}.pt2"
-        compile_package(self._load_network(kind), self.spec, target, device=device)
+        compile_package(self._load_network(kind), self.spec, target, device=device, is_frozen=is_frozen)
         return target
 
     def _load_network(self, kind: EngineKind) -> PixelNetwork:

@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from imgcls.archive.engines import build_engines
 from imgcls.archive.export import compile_package, refuse_missing_compiler
+from imgcls.archive.make_golden import write_golden
 from imgcls.errors import ArchiveError
 from model.engines.choose import load_engine
 from model.engines.compiled import LARGEST_BATCH
@@ -16,7 +18,7 @@ from model.engines.engine import Engine
 from model.engines.kinds import KINDS, parse_kind
 from model.errors import EngineError
 from model.network import build_network
-from model.spec import ModelSpec
+from model.spec import ModelSpec, dump_spec
 
 SPEC = ModelSpec(
     parameters={"widths": [8, 8], "hidden": 16, "norm": "batch"},
@@ -101,3 +103,36 @@ def test_torch_compile_answers_as_eager_does(folder):
     for size in (2, 1, 5):
         assert np.abs(engine.run(PIXELS[:size]) - expected[:size]).max() < 1e-4
     assert KINDS["torch-compile"].auto == ()
+
+
+def test_what_frozen_weights_make_wrong_is_compiled_without(folder, tmp_path):
+    """Where this fails as the weights are frozen and right, torch has mended it: is_frozen is needed no more."""
+    run, tree = tmp_path / "run", tmp_path / "tree"
+    run.mkdir()
+    tree.mkdir()
+    spec = ModelSpec(
+        network="whitened_cnn",
+        parameters={"widths": [4], "views": 6},
+        channels=1,
+        size=8,
+        resize=8,
+        mean=(0.5,),
+        std=(0.1,),
+        classes=("a", "b", "c"),
+    )
+    torch.manual_seed(0)
+    network = build_network(spec)
+    network.classifier.weight.data *= 20  # as sure as a trained one
+    save_file(network.state_dict(), run / "weights.safetensors")
+    (run / "spec.yaml").write_text(dump_spec(spec), encoding="utf-8")
+    (run / "index_to_name.json").write_text('{"0": "a", "1": "b", "2": "c"}', encoding="utf-8")
+    write_golden(run, tree)
+    eager, record = build_engines(run, tree, wanted=["compiled"])
+    assert (record.status, record.comparison.images) == ("accepted", 1)
+    assert "its weights are not frozen, as with that" in record.reason
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8)
+    answers = [
+        load_engine(file, spec, kind=KINDS[name], device="cpu", threads=1).run(pixels)
+        for name, file in ((eager.engine, run / "weights.safetensors"), (record.engine, tree / record.file))
+    ]
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
