@@ -8,7 +8,7 @@ does not show: entries in another order, headers, bytes between or behind them.
 import json
 import logging
 import lzma
-import operator
+import mmap
 import os
 import struct
 import zipfile
@@ -20,10 +20,10 @@ from typing import Any, BinaryIO, cast
 from handler.integrity import INTEGRITY_FILE, SIGNATURE_FILE, IntegrityError, parse_integrity
 from handler.layout import CREATED_FORMAT, open_layout
 
+MAX_LARGER_BYTES = 1 << 20  # that another archive's record may have, and is read
 STORE_VARIABLE = "IMGCLS_MODEL_STORE"
 MANIFEST = "MAR-INF/MANIFEST.json"
 
-FEW_BYTES = 64  # that an archive which cannot be read any more may differ in, and still be known
 EARLIEST_YEAR, LATEST_YEAR = 1980, 2107  # of a zip's times
 # What zipfile raises for bytes that it does not understand.
 UNREADABLE_ZIP = (
@@ -39,7 +39,7 @@ class ComparingSink:
 
     def __init__(self, original: BinaryIO) -> None:
         self._original, self._position, self._expected = original, 0, b""
-        self._different: dict[int, int] = {}  # how many bytes of a write differed, by its place; a later one mends it
+        self._different: set[int] = set()  # places of writes that differed; a later one at the same place mends it
 
     def expect(self, chunk: bytes) -> None:
         """Names data that was just read from the original at the present place: no need to read it again."""
@@ -49,22 +49,20 @@ class ComparingSink:
         """Compares instead of writing; what zipfile writes anew at the same place counts alone."""
         if data is not self._expected:
             self._original.seek(self._position)
-            original = self._original.read(len(data))
-            self._different.pop(self._position, None)
-            if original != data:
-                shared = sum(map(operator.eq, original, data))
-                self._different[self._position] = len(data) - shared
+            self._different.discard(self._position)
+            if self._original.read(len(data)) != data:
+                self._different.add(self._position)
         self._position += len(data)
         return len(data)
 
     @property
-    def different_bytes(self) -> int:
-        """How many of the bytes that were written are not in the original."""
-        return sum(self._different.values())
+    def is_different(self) -> bool:
+        """Whether anything that was written is not in the original."""
+        return bool(self._different)
 
     def refuse_difference(self, reason: str) -> None:
         """Raises IntegrityError where anything that was written is not in the original."""
-        if self.different_bytes:
+        if self.is_different:
             raise IntegrityError(reason)
 
     def tell(self) -> int:
@@ -135,29 +133,29 @@ def check_store(folder: Path) -> None:
 def _find_fault(mar: Path, folder: Path) -> str | None:
     """Returns what is wrong with the file, "" for nothing, None where it is another archive than the one unpacked."""
     with mar.open("rb") as file:
-        is_same = _holds_record(file, (folder / INTEGRITY_FILE).read_bytes())
-        if is_same is False:
+        if not _holds_record(file, (folder / INTEGRITY_FILE).read_bytes()):
             return None
         sink = ComparingSink(file)
         _pack_again(folder, sink)
         has_same_size = file.seek(0, os.SEEK_END) == sink.tell()
-    if is_same is None and not (has_same_size and sink.different_bytes <= FEW_BYTES):
-        return None  # it cannot be read, and is not nearly what was unpacked
-    if sink.different_bytes or not has_same_size:
+    if sink.is_different or not has_same_size:
         return "its entries stand in another order, or bytes beside their content were changed"
     return ""
 
 
-def _holds_record(file: BinaryIO, record: bytes) -> bool | None:
-    """Tells whether an archive has this record; None where it cannot be read."""
+def _holds_record(file: BinaryIO, record: bytes) -> bool:
+    """Tells whether an archive has this record: where its directory says or, as that may be damaged, anywhere."""
     try:
         with zipfile.ZipFile(file) as archive:
             info = archive.NameToInfo.get(INTEGRITY_FILE)
-            if info is None or info.compress_type != zipfile.ZIP_STORED or info.file_size != len(record):
-                return False
-            return archive.read(info) == record
+            if info is not None and info.file_size <= len(record) + MAX_LARGER_BYTES:
+                return archive.read(info) == record  # its checksum was right
     except UNREADABLE_ZIP:
-        return None
+        pass
+    if not file.seek(0, os.SEEK_END):
+        return False
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.rfind(record) >= 0  # imgcls stores it uncompressed, near the end
 
 
 def _pack_again(folder: Path, sink: ComparingSink) -> None:

@@ -72,8 +72,8 @@ def import_openvino() -> Any:
     a child process, unless the user has opted out, and writes an identifier into ~/intel. A module that is None cannot
     be imported, and OpenVINO goes on without either of the two. That also halves the time and saves 13 MB.
     """
-    for name in ("openvino_telemetry", "openvino.tools.ovc"):
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
     import openvino
 
     return openvino

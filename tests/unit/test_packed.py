@@ -38,12 +38,12 @@ def look_unpacked_now(folder: Path) -> None:
     os.utime(folder / INTEGRITY_FILE, (soon_s, soon_s))
 
 
-def zip_again(mar: Path, *, order: Callable[[list[str]], list[str]]) -> None:
+def zip_again(mar: Path, *, order: Callable[[list[str]], list[str]], method: int) -> None:
     with zipfile.ZipFile(mar) as archive:
         content = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(mar, "w") as archive:
         for name in order(list(content)):
-            archive.writestr(zipfile.ZipInfo(name), content[name])
+            archive.writestr(zipfile.ZipInfo(name), content[name], compress_type=method)
 
 
 def flip(mar: Path, place: int) -> None:
@@ -59,26 +59,42 @@ def test_the_file_as_packed_passes_signed_or_not(store: Path, tmp_path: Path):
     check_store(unpack(store / "colors.mar", tmp_path / "signed"))
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED], ids=["stored", "deflated"])
 @pytest.mark.parametrize("order", [lambda names: names[::-1], lambda names: names], ids=["reversed", "zipped again"])
-def test_entries_in_another_order_are_refused(store: Path, tmp_path: Path, order):
-    zip_again(store / "colors.mar", order=order)
+def test_entries_in_another_order_are_refused(store: Path, tmp_path: Path, order, method):
+    zip_again(store / "colors.mar", order=order, method=method)
     with pytest.raises(IntegrityError, match=r"colors\.mar: its entries stand in another order, or bytes"):
         check_store(unpack(store / "colors.mar", tmp_path / "tree"))
 
 
 def test_bytes_that_unpacking_does_not_show_are_refused(store: Path, tmp_path: Path):
     mar = store / "colors.mar"
-    tree, size = unpack(mar, tmp_path / "tree"), mar.stat().st_size
+    tree, content = unpack(mar, tmp_path / "tree"), mar.read_bytes()
     look_unpacked_now(tree)
     with zipfile.ZipFile(mar) as archive:
         directory = archive.start_dir
-    # The time in the first header, a mode and a comment's length in the directory, and what makes it unreadable.
-    for place in (10, directory + 38, size - 2, directory, size - 20):
+    record = content.rindex(INTEGRITY_FILE.encode()) - 46  # its place in the directory
+    # The time in the first header, a mode and a comment's length in the directory, what makes it unreadable, and all
+    # that the directory says of the record by which an archive is known.
+    places = (10, directory + 38, len(content) - 2, directory, len(content) - 20)
+    for place in (*places, *range(record, record + 46 + len(INTEGRITY_FILE))):
         flip(mar, place)
         with pytest.raises(IntegrityError, match="bytes beside their content were changed"):
             check_store(tree)
         flip(mar, place)
     check_store(tree)
+
+
+def test_a_zip_that_is_cut_short_or_goes_on_is_refused(store: Path, tmp_path: Path):
+    mar = store / "colors.mar"
+    tree, content = unpack(mar, tmp_path / "tree"), mar.read_bytes()
+    with zipfile.ZipFile(mar) as archive:
+        directory = archive.start_dir
+    for changed in (content[:directory], content[:-30], content[:-10], content + b"x", content + bytes(70_000)):
+        mar.write_bytes(changed)
+        look_unpacked_now(tree)
+        with pytest.raises(IntegrityError, match="bytes beside their content were changed"):
+            check_store(tree)
 
 
 def test_an_archive_that_was_replaced_or_removed_is_no_reason_to_refuse(store: Path, tmp_path: Path, caplog):

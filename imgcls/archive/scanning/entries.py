@@ -197,6 +197,8 @@ class Walk:
 
     def _compare(self, local: Header, central: Header | None) -> None:
         """Reports where the local header, for TorchServe, and the directory, for other tools, are not of one mind."""
+        if ambiguity := local.ambiguity or (central.ambiguity if central else ""):
+            self.findings.append(find("ambiguous-header", local.name, ambiguity))
         if central is None:
             self.findings.append(find("smuggled-entry", local.name))
             self.findings.extend(check_name(local))

@@ -45,6 +45,7 @@ class Header:
     data_offset: int = 0
     mode: int = 0
     has_unicode_path: bool = False
+    ambiguity: str = ""  # what of its extra field two readers take for two things
 
     @property
     def name(self) -> str:
@@ -111,7 +112,10 @@ def read_local_header(file: IO[bytes], offset: int) -> Header | None:
     name, extra = file.read(name_length), file.read(extra_length)
     if len(name) + len(extra) < name_length + extra_length:
         return None
-    parts = parse_extra(extra)
+    parts, ambiguity = parse_extra(extra)
+    if _ZIP64_EXTRA in parts and (len(parts[_ZIP64_EXTRA]), size, packed) != (16, _MAX_32, _MAX_32):
+        # Java takes both sizes from it where either is marked as too large, and neither where it is shorter.
+        ambiguity = ambiguity or "its 64-bit sizes are not two, or stand beside sizes of 32 bits"
     size, packed, _ = _widen(parts, size, packed, 0)
     return Header(
         name,
@@ -123,18 +127,28 @@ def read_local_header(file: IO[bytes], offset: int) -> Header | None:
         offset,
         data_offset=offset + _LOCAL_FIELDS.size + name_length + extra_length,
         has_unicode_path=_UNICODE_PATH_EXTRA in parts,
+        ambiguity=ambiguity,
     )
 
 
-def parse_extra(data: bytes) -> dict[int, bytes]:
-    """Returns the parts of an extra field by their numbers, the first of each; what is cut off is left out."""
+def parse_extra(data: bytes) -> tuple[dict[int, bytes], str]:
+    """Returns the parts of an extra field by their numbers, and why two readers may find others in it.
+
+    Of two parts of one number some readers take the first, Java the last; a part that is longer than the field Java
+    leaves out. What is after such a part nobody reads.
+    """
     parts: dict[int, bytes] = {}
-    position = 0
+    ambiguity, position = "", 0
     while position + 4 <= len(data):
         number, length = struct.unpack_from("<2H", data, position)
-        parts.setdefault(number, data[position + 4 : position + 4 + length])
-        position += 4 + length
-    return parts
+        position += 4
+        if position + length > len(data):
+            return parts, f"a part of its extra field, {number:#06x}, is cut off"
+        if number in parts:
+            ambiguity = f"its extra field has two parts {number:#06x}"
+        parts.setdefault(number, data[position : position + length])
+        position += length
+    return parts, ambiguity
 
 
 def _find_end(file: IO[bytes], *, size_bytes: int) -> int:
@@ -158,7 +172,7 @@ def _parse_directory(data: bytes, *, count: int, shift: int) -> tuple[tuple[Head
         attributes, offset = fields[15], fields[16]
         position += _CENTRAL_FIELDS.size
         name = data[position : position + name_length]
-        parts = parse_extra(data[position + name_length : position + name_length + extra_length])
+        parts, ambiguity = parse_extra(data[position + name_length : position + name_length + extra_length])
         position += name_length + extra_length + comment_length
         size, packed, offset = _widen(parts, size, packed, offset)
         header = Header(
@@ -171,6 +185,7 @@ def _parse_directory(data: bytes, *, count: int, shift: int) -> tuple[tuple[Head
             offset + shift,
             mode=attributes >> 16,
             has_unicode_path=_UNICODE_PATH_EXTRA in parts,
+            ambiguity=ambiguity,
         )
         headers.append(header)
     return tuple(headers), position

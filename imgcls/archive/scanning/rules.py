@@ -22,6 +22,7 @@ RULES = {
     "smuggled-entry": (C, "TorchServe unpacks it, and it is not in the list that other tools read"),
     "hidden-entry": (C, "it is in the list that tools read, and TorchServe does not unpack it"),
     "header-mismatch": (C, "its two headers disagree, so two readers see two entries"),
+    "ambiguous-header": (C, "readers take its header for different things, so two readers see two entries"),
     "overlapping-entries": (C, "two entries share bytes, as in a zip bomb"),
     "outside-data": (W, "bytes that belong to no entry"),
     "size-bomb": (C, "unpacks to far more than it takes"),

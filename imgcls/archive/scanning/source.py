@@ -24,6 +24,8 @@ from imgcls.archive.scanning.source_rules import (
 from imgcls.archive.syntax import parse_python
 
 _IMPORTERS = {"__import__", "builtins.__import__", "importlib.import_module", "importlib.__import__"}
+_NAMESPACES = ("sys.modules", "globals")
+_GETTERS = {"get", "pop", "setdefault", "__getitem__"}  # of a namespace's dictionary
 _BUILTINS = {
     "hasattr",
     "eval",
@@ -33,6 +35,7 @@ _BUILTINS = {
     "breakpoint",
     "getattr",
     "vars",
+    "locals",
     "globals",
     "__import__",
     "__builtins__",
@@ -64,6 +67,7 @@ class _Visitor(ast.NodeVisitor):
         self.path = path
         self.findings: list[Finding] = []
         self.names: dict[str, set[str]] = {}
+        self.members: dict[str, set[str]] = {}  # attributes that imports in a class bind
         self.scope: list[str] = []
         self.functions = 0  # how many of the scopes are functions, whose bodies do not run at import
         self.has_star = False
@@ -79,6 +83,9 @@ class _Visitor(ast.NodeVisitor):
                 self.has_star |= any(alias.name == "*" for alias in node.names)
                 for alias in node.names:
                     self._bind(alias.asname or alias.name, _name_import(node, alias.name))
+            elif isinstance(node, ast.ClassDef):
+                bound = {alias.asname or alias.name.partition(".")[0] for alias in _list_class_imports(node)}
+                self.members |= {name: self.names.setdefault(name, set()) for name in bound}
         for node in nodes + nodes:
             if isinstance(node, ast.Assign | ast.NamedExpr | ast.AnnAssign) and node.value:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -93,7 +100,10 @@ class _Visitor(ast.NodeVisitor):
             unbound = {node.id} if self.has_star or node.id in _BUILTINS else set()
             return self.names.get(node.id, unbound)
         if isinstance(node, ast.Attribute):
-            return {f"{base}.{node.attr}" for base in self.resolve(node.value)}
+            bases = self.resolve(node.value)
+            return {f"{base}.{node.attr}" for base in bases} or self.members.get(node.attr, set())
+        if isinstance(node, ast.NamedExpr):
+            return self.resolve(node.value)
         if isinstance(node, ast.Subscript):  # sys.modules["os"], vars(os)["system"], os.__dict__["system"]
             return {_look_up(base, read_text(node.slice)) for base in self.resolve(node.value)} - {""}
         if isinstance(node, ast.Call):
@@ -107,10 +117,12 @@ class _Visitor(ast.NodeVisitor):
             return {text[0].partition(".")[0] if is_root else text[0]}
         if callees & {"getattr", "builtins.getattr"} and len(text) == 2 and text[1]:
             return {f"{base}.{text[1]}" for base in self.resolve(node.args[0])}
-        if callees & {"globals", "builtins.globals"}:
+        if callees & {"globals", "builtins.globals", "locals", "builtins.locals"}:
             return {"globals"}
-        if callees & {"vars", "builtins.vars"} and node.args:
-            return {f"{base}.__dict__" for base in self.resolve(node.args[0])}
+        if callees & {"vars", "builtins.vars"}:
+            return {f"{base}.__dict__" for base in self.resolve(node.args[0])} if node.args else {"globals"}
+        if text and isinstance(node.func, ast.Attribute) and node.func.attr in _GETTERS:
+            return {_look_up(base, text[0]) for base in self.resolve(node.func.value)} - {""}
         return set()
 
     def _bind(self, name: str, dotted: str) -> None:
@@ -136,9 +148,7 @@ class _Visitor(ast.NodeVisitor):
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
         bases = self.resolve(node.value)
-        if read_text(node.slice) is None and any(
-            base in ("sys.modules", "globals") or _is_dict(base) for base in bases
-        ):
+        if read_text(node.slice) is None and any(map(_is_namespace, bases)):
             self._report(HIDDEN, node, f"{min(bases)} by a computed name")
         if not self._judge(node):
             self.visit(node.value)
@@ -153,6 +163,13 @@ class _Visitor(ast.NodeVisitor):
             arguments = arguments[1:]
         elif callees & {"vars", "builtins.vars", "hasattr"}:
             arguments = arguments[1:]
+        elif callees & {"operator.attrgetter", "operator.methodcaller"}:
+            for argument in arguments:
+                self._match(node, {read_text(argument) or ""})
+        elif arguments and isinstance(node.func, ast.Attribute) and node.func.attr in _GETTERS:
+            bases = self.resolve(node.func.value)
+            if read_text(arguments[0]) is None and any(map(_is_namespace, bases)):
+                self._report(HIDDEN, node, f"{min(bases)} by a computed name")
         self._judge_load(node, callees)
         self._judge(node)
         self.visit(node.func)
@@ -261,7 +278,7 @@ def _look_up(base: str, key: str | None) -> str:
     """Returns what a subscript of a namespace stands for; nothing where it is no namespace."""
     if key is None:
         return ""
-    if base in ("sys.modules", "globals"):
+    if base in _NAMESPACES:
         return key
     return f"{base.removesuffix('.__dict__').strip('_')}.{key}" if _is_dict(base) else ""
 
@@ -271,8 +288,23 @@ def _name_import(node: ast.ImportFrom, name: str) -> str:
     return f"<here>{node.module or ''}.{name}" if node.level else f"{node.module}.{name}"
 
 
+def _list_class_imports(node: ast.ClassDef) -> Iterator[ast.alias]:
+    """Yields what a class imports for itself: its body with all that stands in it, but functions and classes."""
+    waiting: list[ast.AST] = [*node.body]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, ast.Import | ast.ImportFrom):
+            yield from inner.names
+        elif not isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+            waiting += ast.iter_child_nodes(inner)
+
+
 def _is_dict(base: str) -> bool:
     return base.endswith(".__dict__") or base == "__builtins__"
+
+
+def _is_namespace(base: str) -> bool:
+    return base in _NAMESPACES or _is_dict(base)
 
 
 def _is_constant(node: ast.AST | None, value: object) -> bool:

@@ -56,6 +56,7 @@ SOURCE_RULES = (
             *("posix.system", "posix.exec*", "nt.system", "subprocess.*", "_posixsubprocess.*", "pty.*"),
             *("asyncio.create_subprocess_*", "asyncio.subprocess.*", "pexpect.*", "plumbum.*"),
             *("pip.main", "pip._internal.*", "webbrowser.*", "distutils.spawn.*", "setuptools.setup"),
+            *("multiprocessing.util.spawnv*", "torch.utils.collect_env.run*"),
         ),
     ),
     SourceRule(
@@ -90,7 +91,7 @@ SOURCE_RULES = (
         (
             *("imp.load_*", "importlib.machinery.*Loader", "importlib.util.spec_from_*", "importlib.abc.*"),
             *("zipimport.*", "pkgutil.*", "site.addsitedir", "pkg_resources.*", "sys.meta_path", "sys.path_hooks"),
-            *("torch.hub.*", "torch.package.*"),
+            *("torch.hub.*", "torch.package.*", "pydoc.locate", "pydoc.safeimport", "logging.config.*"),
         ),
     ),
     SourceRule(

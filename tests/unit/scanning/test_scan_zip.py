@@ -167,6 +167,36 @@ def test_local_numbers_unlike_the_directorys_are_critical(
     assert rules(mar)["header-mismatch", "handler.py"] == "critical"
 
 
+def zip64_part(*sizes: int) -> bytes:
+    return struct.pack(f"<2H{len(sizes)}Q", 1, 8 * len(sizes), *sizes)
+
+
+@pytest.mark.parametrize(
+    ("extra", "sizes", "is_ambiguous"),
+    [
+        (zip64_part(26, 26), (0xFFFFFFFF, 0xFFFFFFFF), False),
+        (struct.pack("<2HL", 0x5855, 4, 7), (26, 26), False),
+        (zip64_part(26, 26) + zip64_part(9, 9), (0xFFFFFFFF, 0xFFFFFFFF), True),  # Java takes the last
+        (zip64_part(26, 9), (26, 0xFFFFFFFF), True),  # Java takes both
+        (zip64_part(26), (26, 0xFFFFFFFF), True),  # Java takes none
+        (zip64_part(26, 26), (26, 26), True),
+        (struct.pack("<2HQ", 1, 16, 26), (0xFFFFFFFF, 26), True),  # Java leaves out what is cut off
+        (struct.pack("<2HB", 0x5855, 0, 0), (26, 26), False),
+        (struct.pack("<2HL", 0x5855, 4, 7) * 2, (26, 26), True),
+    ],
+)
+def test_a_header_that_java_takes_for_another_is_critical(
+    make_archive: Make, rules: Rules, extra: bytes, sizes: tuple[int, int], is_ambiguous: bool
+) -> None:
+    mar = add(make_archive(), "last.txt", EVIL)
+    local, directory, end = split(mar)
+    place = local.rindex(b"PK\3\4")
+    name_end = place + 30 + len("last.txt")
+    header = local[place : place + 18] + struct.pack("<2L2H", *sizes, len("last.txt"), len(extra))
+    join(mar, local[:place] + header + local[place + 30 : name_end] + extra + local[name_end:], directory, end)
+    assert (("ambiguous-header", "last.txt") in rules(mar)) == is_ambiguous
+
+
 def test_an_entry_that_torchserve_does_not_reach_is_critical(make_archive: Make, rules: Rules) -> None:
     mar = make_archive()
     mar.write_bytes(b"#!/bin/sh\n" + mar.read_bytes())  # Python puts the offsets right by itself
