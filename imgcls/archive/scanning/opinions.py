@@ -1,8 +1,8 @@
 """What modelaudit said of Python that it has judged before: ours in a file beside this one, all in the user's cache.
 
-Judging an archive's Python costs modelaudit ten seconds, all else next to nothing, and one build after the other packs
-the same, or the same but for a file. Only builds ask here: whoever could write to the builder's cache, or to imgcls
-itself, could change what builds, but the scan of an archive from elsewhere owes nothing to either.
+Judging an archive's Python costs modelaudit ten seconds to a minute, all else next to nothing, and one build after the
+other packs the same, or the same but for a file. Only builds ask here: whoever could write to the builder's cache, or
+to imgcls itself, could change what builds, but the scan of an archive from elsewhere owes nothing to either.
 """
 
 import contextlib

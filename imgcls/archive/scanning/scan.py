@@ -19,6 +19,7 @@ from imgcls.archive.scanning.rules import find
 from imgcls.errors import ArchiveError
 
 NOT_INSTALLED = f"{second_opinion.NAME}/not-installed"
+ASKING = "modelaudit"  # the step that takes long
 INSTALL = "install it with pip install '.[build]'"
 _NOT_SOURCE = {"source-unreadable", "disguised-file"}
 
@@ -66,7 +67,7 @@ def scan_archive(
     elif own.is_unsafe_to_unpack:
         scanners.append(Scanner(second_opinion.NAME, "", "skipped", "it would unpack what is not safe to unpack"))
     else:
-        on_step("modelaudit")
+        on_step(ASKING)
         scanner, findings = second_opinion.ask_modelaudit(mar, own.known, process=process, opinions=opinions)
         scanners.append(scanner)
         own.findings.extend(findings)

@@ -26,6 +26,7 @@ def scan(
     from rich.text import Text
 
     from imgcls.archive.scanning import scan_archive
+    from imgcls.archive.scanning.scan import ASKING
     from imgcls.archive.scanning.findings import make_printable
 
     console = Console(stderr=True)
@@ -33,6 +34,8 @@ def scan(
 
         def show(step: str) -> None:
             status.update(Text(f"scanning {make_printable(step)}"))
+            if step == ASKING and not console.is_terminal:  # a log shows no status, and looks as if nothing went on
+                console.print("asking modelaudit, which takes ten seconds to a minute for an archive's Python")
 
         report = scan_archive(archive, waived=waive or (), on_step=show)
     if as_json:
