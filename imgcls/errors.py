@@ -5,6 +5,7 @@
     ├── DataError         images or labels cannot be used                                         exit 1
     ├── RunError          a run directory cannot be written, read or resumed                      exit 1
     ├── ArchiveError      a .mar cannot be built, read or trusted                                 exit 1
+    │   └── NotVerifiedError   it was read, and is not what was packed or not signed as demanded  exit 1
     ├── ServingError      TorchServe cannot be started, reached, scaled or stopped                exit 1
     └── ClientError       a prediction was not answered; subclasses in imgcls.client.errors       exit 1
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -64,13 +64,13 @@ def read_contents(mar: Path) -> ArchiveContents:
             reason = f"is not an archive of imgcls, {', '.join(missing)} is not in it"
             raise ArchiveError(f"{mar}: {reason}; build one with ./build_mar.sh RUN")
         manifest = json.loads(read_small(archive, MANIFEST))["model"]
-        spec = yaml.safe_load(read_small(archive, "spec.yaml"))
+        spec = read_yaml(archive, "spec.yaml")
         return ArchiveContents(
             name=manifest["modelName"],
             version=manifest["modelVersion"],
             classes=tuple(json.loads(read_small(archive, LABELS_FILE)).values()),
             network=spec["network"],
-            model_config=yaml.safe_load(read_small(archive, "model-config.yaml")) or {},
+            model_config=read_yaml(archive, "model-config.yaml") or {},
             metrics=json.loads(read_small(archive, "metrics.json")) if "metrics.json" in sizes else {},
             sizes=sizes,
         )
@@ -81,6 +81,34 @@ def read_small(archive: zipfile.ZipFile, path: str) -> bytes:
     if (size_bytes := archive.getinfo(path).file_size) > MAX_TEXT_BYTES:
         raise ValueError(f"{path} has {size_bytes:,} bytes; expected at most {MAX_TEXT_BYTES:,}")
     return archive.read(path)
+
+
+def read_yaml(archive: zipfile.ZipFile, path: str) -> Any:
+    """Reads a YAML entry; one with an alias, in an opened archive, is an ArchiveError."""
+    try:
+        return yaml.load(read_small(archive, path), Loader=_PlainLoader)
+    except yaml.YAMLError as err:
+        raise ValueError(f"{path}: {err}") from err
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Refuses aliases: a few lines of them are gigabytes when they are printed or copied, and imgcls writes none.
+
+    What it makes of the rest can be written as JSON: dates and the like stay text.
+    """
+
+    yaml_constructors: ClassVar = yaml.SafeLoader.yaml_constructors | {
+        "tag:yaml.org,2002:timestamp": yaml.SafeLoader.construct_yaml_str,
+        "tag:yaml.org,2002:binary": yaml.SafeLoader.construct_yaml_str,
+        "tag:yaml.org,2002:set": yaml.SafeLoader.construct_yaml_map,
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()  # type: ignore[no-untyped-call]
+            line = alias.start_mark.line + 1
+            raise yaml.YAMLError(f"line {line} holds the alias *{alias.anchor}; expected YAML without aliases")
+        return super().compose_node(parent, index)
 
 
 def verify_entries(mar: Path) -> None:

@@ -9,15 +9,13 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from handler.integrity import INTEGRITY_FILE, SIGNATURE_FILE, IntegrityError
 from handler.layout import OnBytes, Reader, read_chunks
-from imgcls.archive.contents import LABELS_FILE, MANIFEST, NEEDED, open_archive, read_small
+from imgcls.archive.contents import LABELS_FILE, MANIFEST, NEEDED, open_archive, read_small, read_yaml
 from imgcls.archive.tensors import read_tensors
 from imgcls.archive.verify import verify_archive
 from imgcls.archive.words import describe_input
@@ -48,7 +46,8 @@ class Proof:
     problem: str
     tree_sha256: str | None
     archive_sha256: str
-    policy: str | None  # of the trust file; None: none was given
+    trust_file: str | None  # None: there is none
+    policy: str | None  # of the trust file
     trusted_signer: str | None
 
 
@@ -79,12 +78,19 @@ class Description:
     sizes: dict[str, int]  # bytes by path, the largest first
 
 
-def describe_archive(mar: Path, *, trust: "Trust | None" = None, on_bytes: OnBytes = lambda count: None) -> Description:
+def describe_archive(
+    mar: Path,
+    *,
+    trust: "Trust | None" = None,
+    trust_file: Path | None = None,
+    on_bytes: OnBytes = lambda count: None,
+) -> Description:
     """Describes and checks an archive.
 
     Args:
         mar: any .mar.
         trust: whose signatures count; None: signatures are told as they claim to be.
+        trust_file: where `trust` was read from.
         on_bytes: told how many bytes were read; twice the file's size in all.
 
     Raises:
@@ -101,7 +107,7 @@ def describe_archive(mar: Path, *, trust: "Trust | None" = None, on_bytes: OnByt
         is_imgcls=INTEGRITY_FILE in sizes or not missing,
         missing=missing,
         signatures=_read_signatures(mar, archive_sha256=file_sha256),
-        proof=_prove(mar, trust, archive_sha256=file_sha256, on_bytes=on_bytes),
+        proof=_prove(mar, trust, trust_file=trust_file, archive_sha256=file_sha256, on_bytes=on_bytes),
         size_bytes=mar.stat().st_size,
         rooms=measure_rooms(sizes),
         sizes=dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0]))),
@@ -135,8 +141,7 @@ def read_document(archive: zipfile.ZipFile, path: str | None) -> Any:
     """Reads a JSON or YAML entry; None where the archive does not hold it."""
     if path is None or path not in archive.NameToInfo:
         return None
-    data = read_small(archive, path)
-    return json.loads(data) if path.endswith(".json") else yaml.safe_load(data)
+    return json.loads(read_small(archive, path)) if path.endswith(".json") else read_yaml(archive, path)
 
 
 def read_manifest(archive: zipfile.ZipFile) -> dict[str, Any]:
@@ -204,19 +209,29 @@ def hash_source(source: Reader, *, on_bytes: OnBytes) -> str:
     return digest.hexdigest()
 
 
-def _prove(mar: Path, trust: "Trust | None", *, archive_sha256: str, on_bytes: OnBytes) -> Proof:
+def _prove(
+    mar: Path, trust: "Trust | None", *, trust_file: Path | None, archive_sha256: str, on_bytes: OnBytes
+) -> Proof:
     from imgcls.archive.trust import check_signatures
 
-    policy = trust.policy if trust else None
+    proof = Proof(
+        verified=False,
+        problem="",
+        tree_sha256=None,
+        archive_sha256=archive_sha256,
+        trust_file=str(trust_file) if trust_file else None,
+        policy=trust.policy if trust else None,
+        trusted_signer=None,
+    )
     try:
         tree_sha256 = verify_archive(mar, on_bytes=on_bytes).integrity.tree_sha256
     except ArchiveError as err:
-        return Proof(False, _without_path(err, mar), None, archive_sha256, policy, None)
+        return replace(proof, problem=_without_path(err, mar))
+    proof = replace(proof, verified=True, tree_sha256=tree_sha256)
     try:
-        signer = check_signatures(mar, trust) if trust else None
+        return replace(proof, trusted_signer=check_signatures(mar, trust) if trust else None)
     except ArchiveError as err:
-        return Proof(True, _without_path(err, mar), tree_sha256, archive_sha256, policy, None)
-    return Proof(True, "", tree_sha256, archive_sha256, policy, signer)
+        return replace(proof, problem=_without_path(err, mar))
 
 
 def _without_path(error: ArchiveError, mar: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from handler.layout import OnBytes
 from imgcls.archive.contents import LABELS_FILE, open_archive, read_small
+from imgcls.archive.scanning.findings import make_printable
 from imgcls.archive.tensors import Tensor
 from imgcls.archive.tree import CONTAINER, PAPERS, ArchiveTree, read_tree
 from model.golden import GOLDEN_FOLDER
@@ -226,9 +227,14 @@ def _make_patch(old: Path, new: Path, code: FileChanges) -> str:
     lines = [
         line
         for path in paths
-        for line in difflib.unified_diff(before.get(path, []), after.get(path, []), f"a/{path}", f"b/{path}")
+        for line in difflib.unified_diff(before.get(path, []), after.get(path, []), *_name_sides(path))
     ]
     return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+def _name_sides(path: str) -> tuple[str, str]:
+    """Returns what a patch calls a file; a name with the end of a line in it would forge lines of the patch."""
+    return f"a/{make_printable(path)}", f"b/{make_printable(path)}"
 
 
 def _read_code(mar: Path, paths: list[str]) -> dict[str, list[str]]:

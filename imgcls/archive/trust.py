@@ -1,17 +1,36 @@
 """Checks a packed archive against a trust file, from outside, where no code of the archive can interfere. No torch.
 
-Called by `imgcls archive verify` and by `imgcls serve` before it starts Java. `handler.trust` is what both sides share.
+Called by `imgcls archive verify` and `inspect`, and by `imgcls serve` before it starts Java. `handler.trust` is what
+both sides share.
 """
 
+import logging
+import os
 import tempfile
 import zipfile
 from pathlib import Path
 
+import yaml
+
 from handler.integrity import INTEGRITY_FILE, SIGNATURE_FILE, IntegrityError
 from handler.layout import OnBytes
-from handler.trust import Trust, TrustError, read_bundle, read_trust, refuse_other_content, verify_signature
-from imgcls.archive.verify import verify_archive
-from imgcls.errors import ArchiveError, UsageError
+from handler.trust import (
+    Trust,
+    TrustError,
+    name_in_environment,
+    read_bundle,
+    read_trust,
+    refuse_other_content,
+    verify_signature,
+)
+from imgcls.archive.verify import NotVerifiedError, verify_archive
+from imgcls.errors import UsageError
+
+TRUST_FILE = "trust.yaml"
+EXAMPLE = "{policy: signed, keys: [keys/release.pub]}"
+SIGNERS = ("keys", "certificates", "identities")  # of a trust file
+
+log = logging.getLogger(__name__)
 
 
 def detached_signature(mar: Path) -> Path:
@@ -19,16 +38,45 @@ def detached_signature(mar: Path) -> Path:
     return mar.with_name(f"{mar.name}.sig")
 
 
+def find_trust_file(choice: Path | None, *, config: Path) -> Path | None:
+    """Returns the trust file that holds: the chosen one, $IMGCLS_TRUST's, or trust.yaml beside the configuration.
+
+    Raises:
+        UsageError: $IMGCLS_TRUST is set and empty.
+    """
+    if choice is not None:
+        return choice.absolute()
+    try:
+        named = name_in_environment()
+    except TrustError as err:
+        raise UsageError(str(err)) from err
+    if named is not None:
+        return Path(named).absolute()
+    beside = config.absolute().parent / TRUST_FILE
+    is_there = os.path.lexists(beside)  # a link to nowhere too: reading it fails, where `hash` would say nothing
+    return beside if is_there else None
+
+
 def load_trust(path: Path | None) -> Trust:
     """Reads a trust file for a command; without one the policy is `hash`.
+
+    Logs a warning where it names signers that its policy asks for no signature of.
 
     Raises:
         UsageError: it cannot be used.
     """
     try:
-        return read_trust(path)
+        trust = read_trust(path)
     except TrustError as err:
-        raise UsageError(str(err)) from err
+        is_unreadable = isinstance(err.__cause__, OSError | yaml.YAMLError)
+        raise UsageError(f"{err}; write one: {EXAMPLE}" if is_unreadable else str(err)) from err
+    unused = [name for name in SIGNERS if getattr(trust, name)]
+    if trust.policy != "signed" and unused:
+        log.warning(
+            "warning: %s: its policy is %s, which asks for no signature; its %s go unused; write policy: signed",
+            *(path, trust.policy, " and ".join(unused)),
+        )
+    return trust
 
 
 def check_archive_trust(mar: Path, trust: Trust, *, on_bytes: OnBytes = lambda count: None) -> str | None:
@@ -41,7 +89,8 @@ def check_archive_trust(mar: Path, trust: Trust, *, on_bytes: OnBytes = lambda c
         The signer under `signed`, else None.
 
     Raises:
-        ArchiveError: names the archive, the entry and the reason.
+        NotVerifiedError: names the archive, the entry and the reason.
+        ArchiveError: it cannot be read.
         UsageError: a key or certificate that the trust file names cannot be used.
     """
     if trust.policy == "off":
@@ -69,7 +118,7 @@ def check_signatures(mar: Path, trust: Trust) -> str | None:
     except TrustError as err:
         raise UsageError(str(err)) from err
     except IntegrityError as err:
-        raise ArchiveError(f"{mar}: {err}; do not serve it") from err
+        raise NotVerifiedError(f"{mar}: {err}; do not serve it") from err
     return signer
 
 

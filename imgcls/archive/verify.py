@@ -7,6 +7,7 @@ So there is no byte that is not looked at, be it of an entry, a header or the zi
 import hashlib
 import json
 import os
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,13 @@ from handler.packed import UNREADABLE_ZIP, ComparingSink, read_created
 from imgcls.archive.contents import MANIFEST, refuse_no_file
 from imgcls.errors import ArchiveError
 
+# torch-model-archiver's own expression, by which archives are built; its package is not in the light install.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")
 MAX_RECORD_BYTES = 64 << 20  # of integrity.json, the manifest or a signature
+
+
+class NotVerifiedError(ArchiveError):
+    """An archive that was read, and is not what was packed or not signed as demanded: not one that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,8 @@ def verify_archive(mar: Path, *, on_bytes: OnBytes = lambda count: None) -> Veri
         on_bytes: told how many bytes of entries were checked, as it goes on; all of them are the file's size, nearly.
 
     Raises:
-        ArchiveError: it cannot be read, was not packed by imgcls, or is damaged or changed; names the entry.
+        NotVerifiedError: it was not packed by imgcls, or is damaged or changed; names the entry.
+        ArchiveError: it cannot be read.
     """
     refuse_no_file(mar)
     try:
@@ -73,9 +81,10 @@ def verify_archive(mar: Path, *, on_bytes: OnBytes = lambda count: None) -> Veri
                 _name_changed_file(file, integrity)
                 raise IntegrityError(f"every file is as recorded, but the zip is not as packed; {err}") from err
             model = manifest["model"]
+            _refuse_bad_names(model)
             return VerifiedArchive(mar, model["modelName"], model["modelVersion"], integrity, SIGNATURE_FILE in names)
     except IntegrityError as err:
-        raise ArchiveError(f"{mar}: {err}; do not serve it, fetch or build it again") from err
+        raise NotVerifiedError(f"{mar}: {err}; do not serve it, fetch or build it again") from err
     except OSError as err:
         raise ArchiveError(f"{mar}: cannot be read: {err.strerror or err}") from err
 
@@ -134,6 +143,14 @@ def _parse_manifest(data: bytes) -> dict[str, Any]:
     except (ValueError, LookupError, TypeError, RecursionError) as err:
         raise IntegrityError(f"{MANIFEST}: is not what imgcls writes") from err
     return cast("dict[str, Any]", manifest)
+
+
+def _refuse_bad_names(model: dict[str, Any]) -> None:
+    """Raises IntegrityError for a name or version that no build takes; what prints them counts on that."""
+    for key in ("modelName", "modelVersion"):
+        if not NAME.fullmatch(model[key]):
+            expected = "letters, digits, '_', '-' and '.', the first a letter or digit"
+            raise IntegrityError(f"{MANIFEST}: its {key} is {model[key][:60]!r}; expected {expected}")
 
 
 def _refuse_order(names: list[str], integrity: Integrity) -> None:

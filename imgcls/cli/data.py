@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from imgcls.cli.answer import print_answer
 from imgcls.cli.evaluate import Device
 
 app = typer.Typer(help="Looks at data sets, and packs them into shards.", no_args_is_help=True, rich_markup_mode=None)
@@ -70,7 +71,7 @@ def report(
     counts: dict[str, int] = {kind: found.count(kind) for kind in MEANING}
     if as_json:
         fields = found.model_dump(exclude={"findings": {"__all__": {"images": {"__all__": {"image"}}}}})
-        print(json.dumps(fields | {"counts": counts, "written": str(target)}, indent=1, ensure_ascii=False))
+        print_answer(fields | {"counts": counts, "written": str(target)}, indent=1, ensure_ascii=False)
     else:
         table = Table("finding", "what it means")
         table.add_column("found", justify="right")

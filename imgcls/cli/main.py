@@ -32,6 +32,7 @@ from imgcls.cli import (
     tune,
     tune_training,
 )
+from imgcls.cli.answer import forget_answers, print_failure
 from imgcls.errors import ImgclsError, describe_missing
 from model.errors import ModelError
 
@@ -75,6 +76,7 @@ def version() -> None:
 
 def main() -> None:
     """Runs the command line."""
+    forget_answers()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files are removed
     try:
         app()
@@ -82,11 +84,21 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ImgclsError, ModelError, OSError) as err:  # OSError: a disk that is full or may not be written
-        print(f"error: {err}", file=sys.stderr)
+        _print_error(str(err), kind=type(err).__name__)
         sys.exit(getattr(err, "exit_code", 1))
     except ModuleNotFoundError as err:
-        print(f"error: {describe_missing(err)}", file=sys.stderr)
+        _print_error(describe_missing(err), kind=type(err).__name__)
         sys.exit(1)
+
+
+def _print_error(message: str, *, kind: str) -> None:
+    text = message
+    if not text.isprintable():  # some of it may be an archive's own
+        from imgcls.archive.scanning.findings import make_printable
+
+        text = make_printable(text)
+    print(f"error: {text}", file=sys.stderr)
+    print_failure(message, kind=kind)
 
 
 if __name__ == "__main__":

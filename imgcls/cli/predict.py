@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from imgcls.cli.answer import print_answer
 
 if TYPE_CHECKING:
     from imgcls.client import Client, Prediction
@@ -56,7 +57,7 @@ def predict(
                 answers.append({"file": str(image), **_predict_one(client, image, top_k=top_k, is_quiet=as_json)})
         finally:  # what was answered counts, even where the server has gone away since
             if as_json:
-                print(json.dumps(answers, indent=2), flush=True)
+                print_answer(answers, indent=2)
     if failed := sum("error" in answer for answer in answers):
         raise ClientError(f"{failed} of {len(images)} files could not be classified")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from imgcls.archive.trust import find_trust_file
 from imgcls.errors import ImgclsError
 from imgcls.gateway import access_log
 from imgcls.gateway.access import watched_files
@@ -32,7 +33,6 @@ from imgcls.gateway.scaler import Scaler
 from imgcls.gateway.settings import Settings
 from imgcls.gateway.table import Table, exclusive
 from imgcls.serving.server import ServeOptions
-from imgcls.serving.trust import find_trust_file
 
 log = logging.getLogger(__name__)
 

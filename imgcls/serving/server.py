@@ -20,6 +20,7 @@ import psutil
 
 from imgcls.archive.contents import ArchiveContents, read_contents
 from imgcls.archive.golden import read_golden
+from imgcls.archive.trust import find_trust_file
 from imgcls.errors import ServingError, UsageError
 from imgcls.files import write_atomic
 from imgcls.serving import config as configuration
@@ -33,7 +34,7 @@ from imgcls.serving.ports import Ports, ports_from
 from imgcls.serving.readiness import LogWatch, check_golden, wait_for_workers
 from imgcls.serving.state import ServerState, StateFolder, find_process
 from imgcls.serving.tokens import read_tokens
-from imgcls.serving.trust import check_before_start, find_trust_file
+from imgcls.serving.trust import check_before_start
 
 DEFAULT_TIMEOUT_S = 180.0
 LARGE_BYTES = 500_000_000  # of an archive that takes a while to be verified

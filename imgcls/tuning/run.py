@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgcls.archive.contents import open_archive, read_contents, read_small
+from imgcls.archive.trust import find_trust_file
 from imgcls.archive.verify import read_integrity, verify_archive
 from imgcls.errors import UsageError
 from imgcls.serving.config import read_config
 from imgcls.serving.foreground import signals_raise
-from imgcls.serving.trust import check_before_start, find_trust_file
+from imgcls.serving.trust import check_before_start
 from imgcls.tuning.candidates import Candidate, Space, list_engines, make_space
 from imgcls.tuning.errors import CandidateError
 from imgcls.tuning.halving import Race

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from imgcls.archive.trust import find_trust_file
 from imgcls.errors import UsageError
 from imgcls.serving.environment import serving_environment
 from imgcls.serving.logs import VersionFailure, find_version_failures
 from imgcls.serving.report import _describe_refused
 from imgcls.serving.state import ServerTrust
-from imgcls.serving.trust import check_before_start, find_trust_file
+from imgcls.serving.trust import check_before_start
 
 
 def test_trust_file_is_the_flags_else_the_environments_else_the_one_beside_the_configuration(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,9 @@ def diff(
     old: Annotated[Path, typer.Argument(help="The .mar file to start from.")],
     new: Annotated[Path, typer.Argument(help="The .mar file to compare with it.")],
     *,
-    patch: Annotated[bool, typer.Option(help="Add the changes of the code, as a unified diff.")] = False,
+    patch: Annotated[
+        bool, typer.Option(help="Add the changes of the code, as a unified diff; exact with --json only.")
+    ] = False,
     exit_code: Annotated[
         bool, typer.Option("--exit-code", help="Exit 1 when anything but the packing differs.")
     ] = False,
@@ -49,9 +52,16 @@ def diff(
     else:
         print_screen(build_screen(found), console=Console(highlight=False))
         if found.patch:
-            print(f"\n{found.patch}", end="")
+            print(f"\n{_make_patch_printable(found.patch)}", end="")
     if exit_code and not found.is_same_content:
         raise typer.Exit(1)
+
+
+def _make_patch_printable(patch: str) -> str:
+    """Spells out what a terminal would act on, but for the ends of lines and tabs."""
+    from imgcls.archive.scanning.findings import make_printable
+
+    return re.sub(r"[^\n\t]+", lambda found: make_printable(found[0]), patch)
 
 
 def build_screen(found: ArchiveDiff) -> Table:
@@ -59,14 +69,16 @@ def build_screen(found: ArchiveDiff) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from imgcls.archive.scanning.findings import make_printable
+
     screen = Table.grid(padding=(0, 2))
     screen.add_column(style="bold", no_wrap=True)
     screen.add_column(overflow="fold")
     for name, side in (("old", found.old), ("new", found.new)):
-        screen.add_row(name, Text(f"{side.name} {side.version}  {side.path}"))
+        screen.add_row(name, Text(f"{make_printable(f'{side.name} {side.version}')}  {side.path}"))
     for name, lines in _list_parts(found):
         for index, (text, style) in enumerate(_shorten(lines)):
-            screen.add_row(name if index == 0 else "", Text(text, style=style))
+            screen.add_row(name if index == 0 else "", Text(make_printable(text), style=style))
     return screen
 
 

@@ -27,9 +27,8 @@ def extract(
     import zipfile
 
     from imgcls.archive import contents
-    from imgcls.archive.verify import verify_archive
+    from imgcls.archive.verify import NotVerifiedError, verify_archive
     from imgcls.cli.progress import show_bytes
-    from imgcls.errors import ArchiveError
 
     contents.refuse_no_file(archive)
     contents.refuse_target(folder)
@@ -38,10 +37,10 @@ def extract(
         if verify:
             try:
                 verify_archive(archive, on_bytes=on_bytes)
-            except ArchiveError as err:
+            except NotVerifiedError as err:
                 if not zipfile.is_zipfile(archive):
                     raise
-                raise ArchiveError(f"{err}; --no-verify unpacks it as it is") from err
+                raise NotVerifiedError(f"{err}; --no-verify unpacks it as it is") from err
         files = contents.extract(archive, folder=folder, only=only, on_bytes=on_bytes)
     if as_json:
         print(

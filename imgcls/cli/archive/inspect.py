@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imgcls.cli.archive.verify import CONFIG
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 ARCHIVE = Path("model_store/imgcls.mar")
 WIDTH = 100  # of a pipe, which has none
+MAX_NAME = 40  # characters of a model's name and version, which would else push the rest off the screen
 MOST_ENGINES, MOST_SETS = 6, 4
 MOST_CLASSES = 160  # characters
 SCORES = {"samples": "images", "accuracy": "accuracy", "loss": "loss", "f1_macro": "F1 macro"}
@@ -29,31 +32,38 @@ def inspect(
     ),
     *,
     trust: Annotated[
-        Path | None, typer.Option(help="A trust file, against which the signatures are checked.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="A trust file, against which the signatures are checked. "
+            "[default: as for imgcls serve, $IMGCLS_TRUST, else ./trust.yaml, else none]",
+            show_default=False,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: everything, all files and classes too.")] = False,
 ) -> None:
     """Shows what an archive is, whether it is as it was packed and who says to have signed it, on one screen.
 
     Needs no torch and runs nothing of the archive. Exits 1 when an archive of imgcls is not as it was packed, or is not
-    signed as --trust demands.
+    signed as the trust file demands.
     """
     from dataclasses import asdict
 
     from rich.console import Console
 
     from imgcls.archive.describe import describe_archive
-    from imgcls.archive.trust import load_trust
+    from imgcls.archive.trust import find_trust_file, load_trust
     from imgcls.cli.progress import show_bytes
 
-    policy = load_trust(trust) if trust else None
+    file = trust or find_trust_file(None, config=CONFIG)
+    policy = load_trust(file) if file else None
     with show_bytes("reading", total=2 * archive.stat().st_size if archive.is_file() else 0) as on_bytes:
-        description = describe_archive(archive, trust=policy, on_bytes=on_bytes)
+        description = describe_archive(archive, trust=policy, trust_file=file, on_bytes=on_bytes)
     if as_json:
         print(json.dumps(asdict(description), indent=2))
     else:
         print_screen(build_screen(description), console=Console(highlight=False))
-    if description.proof.problem and (description.is_imgcls or trust):
+    is_demanded = policy is not None and policy.policy != "off"
+    if description.proof.problem and (description.is_imgcls or is_demanded):
         raise typer.Exit(1)
 
 
@@ -73,12 +83,14 @@ def build_screen(description: Description) -> Table:
     from rich.table import Table
     from rich.text import Text
 
+    from imgcls.archive.scanning.findings import make_printable
+
     screen = Table.grid(padding=(0, 2))
-    screen.add_column(style="bold", no_wrap=True)
+    screen.add_column(style="bold", no_wrap=True, max_width=MAX_NAME)
     screen.add_column(overflow="fold")
-    screen.add_row(Text(f"{description.name} {description.version}"), Text(description.path))
+    screen.add_row(Text(make_printable(f"{description.name} {description.version}")), Text(description.path))
     for name, text, style in _list_lines(description):
-        screen.add_row(name, Text(text, style=style))
+        screen.add_row(name, Text(make_printable(text), style=style))
     return screen
 
 
@@ -192,6 +204,8 @@ def _describe_proof(description: Description) -> Iterator[tuple[str, str, str]]:
         yield "verified", f"NO: {proof.problem}", "bold red"
     else:
         yield "verified", "no: TorchServe's archives hold nothing to verify them by", "yellow"
+    if proof.trust_file:
+        yield "trust", f"{proof.trust_file}, policy {proof.policy}", ""
     yield from _describe_signatures(description)
     if proof.tree_sha256:
         yield "tree", f"sha256 {proof.tree_sha256}", ""
@@ -211,7 +225,8 @@ def _describe_signatures(description: Description) -> Iterator[tuple[str, str, s
             f"by {signature.signer} in {signature.where}" + ("" if signature.is_of_this else ", OF OTHER CONTENT")
             for signature in description.signatures
         ]
-        unchecked = "" if proof.policy else "; not checked against trusted keys: give --trust FILE"
+        why = f"{proof.trust_file}'s policy is {proof.policy}" if proof.policy else "give --trust FILE"
+        unchecked = "" if proof.policy == "signed" else f"; not checked against trusted keys: {why}"
         is_right = all(signature.is_of_this for signature in description.signatures)
         yield "signed", f"says to be, {'; '.join(said)}{unchecked}", "" if is_right else "bold red"
 

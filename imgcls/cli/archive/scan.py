@@ -26,8 +26,8 @@ def scan(
     from rich.text import Text
 
     from imgcls.archive.scanning import scan_archive
-    from imgcls.archive.scanning.scan import ASKING
     from imgcls.archive.scanning.findings import make_printable
+    from imgcls.archive.scanning.scan import ASKING
 
     console = Console(stderr=True)
     with console.status("scanning") as status:
