@@ -9,10 +9,8 @@ small.
 """
 
 import os
-import shutil
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -22,25 +20,30 @@ from typing import Any
 from handler.integrity import hash_file
 from handler.layout import OnBytes
 from imgcls.archive import answers
+from imgcls.archive.engines import parse_wanted
 from imgcls.archive.facts import GATE_FILE, read_facts
 from imgcls.archive.libraries import read_ahead
-from imgcls.archive.pack import pack_tree, read_build_time, record_tree, refuse_bad_names
+from imgcls.archive.pack import CONFIG_FILE, pack_tree, read_build_time, record_tree, refuse_bad_names
 from imgcls.archive.prove import start_self_test
-from imgcls.archive.publish import publish
+from imgcls.archive.publish import BUILDING, lock_store, replace_archive, sweep_store
 from imgcls.archive.scanning import ModelauditProcess, Opinions, refuse_findings, scan_archive
-from imgcls.archive.stage import ServingOptions, describe_archive, refuse_incomplete, stage_archive
+from imgcls.archive.stage import (
+    ServingOptions,
+    describe_archive,
+    dump_model_config,
+    refuse_incomplete,
+    stage_archive,
+)
 from imgcls.archive.torch_process import JobError, TorchProcess, list_imports
-from imgcls.archive.trust import detached_signature
-from imgcls.errors import ArchiveError, ImgclsError
+from imgcls.errors import ArchiveError, ImgclsError, UsageError
 from imgcls.files import sync
 from imgcls.gate.verdict import GateReport
-from model.engines.kinds import REFERENCE
+from imgcls.serving.lint import lint_model_config
+from model.engines.choose import FROM_WEIGHTS
+from model.engines.kinds import AUTO, REFERENCE, parse_kind
 from model.engines.records import EngineRecord, read_records
-from model.errors import ModelError
+from model.errors import EngineError, ModelError
 from model.spec import WEIGHTS_FILE
-
-STALE_S = 3600
-SUFFIX = ".building"  # of a build's temporary folder
 
 
 def build_archive(
@@ -73,20 +76,23 @@ def build_archive(
         on_engines: told which engines were built, and why others are left out.
 
     Raises:
-        UsageError: SOURCE_DATE_EPOCH cannot be used, or an engine is unknown.
+        UsageError: SOURCE_DATE_EPOCH or an option cannot be used, or an engine is unknown.
         ArchiveError: the run is incomplete, the name cannot be used, the store cannot be written, an engine that was
             asked for by name is not exact enough, the scan finds something, or the built archive does not answer its
             golden inputs as the run's weights do.
         ModelError: the run's spec, weights or labels cannot be used.
     """
+    options = options or ServingOptions()
     refuse_bad_names(name=name, version=version)
+    _refuse_options(options, engines=engines)
     refuse_incomplete(run)
     created = read_build_time()
-    options = options or ServingOptions()
     try:
+        _refuse_file(store)
         store.mkdir(parents=True, exist_ok=True)
-        _sweep(store, name=name)
-        place = tempfile.TemporaryDirectory(prefix=f".{name}-", suffix=SUFFIX, dir=store.absolute())
+        with lock_store(store):
+            sweep_store(store, name=name)
+        place = tempfile.TemporaryDirectory(prefix=f".{name}-", suffix=BUILDING, dir=store.absolute())
         with (
             place as temporary,
             nullcontext(process) if process else TorchProcess(list_imports(run)) as jobs,
@@ -136,11 +142,35 @@ def build_archive(
             if changed := sorted(path for path, stamp in staged.items() if _stamp(tree)[path] != stamp):
                 raise ArchiveError(f"{run}/{changed[0]}: was written to while it was packed; build again")
             target = store / f"{name}.mar"
-            detached_signature(target).unlink(missing_ok=True)  # it belongs to the archive that goes
-            publish(archive, target)
+            replace_archive(archive, target)
     except OSError as err:
         raise ArchiveError(f"{store}: the archive cannot be written: {err}") from err
     return target
+
+
+def _refuse_options(options: ServingOptions, *, engines: Sequence[str]) -> None:
+    """Raises UsageError for what no run could be built with, before torch has loaded and anything is written."""
+    kinds, _ = parse_wanted(engines, device="cpu")
+    if options.engine != AUTO:
+        try:
+            kind = parse_kind(options.engine)
+        except EngineError as err:
+            raise UsageError(f"--engine: {err}") from err
+        if kind not in kinds and kind.runtime not in FROM_WEIGHTS:
+            raise UsageError(f"--engine is {kind.name}, which is not built; give --engines {kind.name} too")
+    findings = lint_model_config(dump_model_config(options))
+    if wrong := [finding.problem for finding in findings if finding.status == "error"]:
+        raise UsageError(f"the options give a {CONFIG_FILE} that cannot be served: {wrong[0]}")
+
+
+def _refuse_file(store: Path) -> None:
+    """Raises ArchiveError where the model store, or a folder that it shall lie in, is a file or a link to nowhere."""
+    for place in (store, *store.parents):
+        if place.is_dir():
+            return
+        if os.path.lexists(place):
+            what = "is a file" if place.exists() else "is a link to nothing"
+            raise ArchiveError(f"{place}: {what}; expected a folder, the model store that NAME.mar is written into")
 
 
 def _stamp(tree: Path) -> dict[str, tuple[int, int]]:
@@ -166,10 +196,3 @@ def _refuse_unreadable(run: Path) -> None:
     for file in sorted(run.iterdir()):
         if file.is_file() and not os.access(file, os.R_OK):
             raise ArchiveError(f"{file}: cannot be read by this user; give it the right to, or build as another")
-
-
-def _sweep(store: Path, *, name: str) -> None:
-    """Removes what builds that were killed have left; a build that still runs is younger."""
-    for left in store.glob(f".{name}-*{SUFFIX}"):
-        if left.is_dir() and time.time() - left.stat().st_mtime > STALE_S:
-            shutil.rmtree(left, ignore_errors=True)

@@ -14,8 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from handler.integrity import IntegrityError, parse_integrity
 from handler.layout import OnBytes
+from handler.packed import UNREADABLE_ZIP
 from handler.trust import read_bundle
+from imgcls.archive.contents import refuse_no_file
 from imgcls.archive.keys import AskPassword, read_private_key
 from imgcls.archive.trust import check_archive_trust, check_signatures, detached_signature, load_trust, unpack_record
 from imgcls.archive.verify import verify_archive
@@ -36,6 +39,7 @@ __all__ = [
     "signer_with_sigstore",
 ]
 TOKEN_VARIABLE = "SIGSTORE_ID_TOKEN"
+CHANGED = "was changed while it was signed, so nothing was put in place; sign it again"
 
 
 @dataclass(frozen=True)
@@ -128,35 +132,84 @@ def signer_with_sigstore() -> Signer:
 def sign_archive(mar: Path, signer: Signer, *, on_bytes: OnBytes = lambda count: None) -> SignedArchive:
     """Verifies an archive, then signs it inside and beside; signatures that it had are replaced.
 
-    `on_bytes` is told of each byte twice: when it is verified, and when it is copied.
+    `on_bytes` is told of each byte three times: when it is verified, when it is copied, and when the copy is verified.
 
-    Everything is prepared before the first file is moved. A crash while files are moved leaves the old archive or the
-    new one, whole, without a detached signature: never one that belongs to other bytes.
+    Everything is prepared before the first file is moved, and the copy that is moved was verified itself. A crash while
+    files are moved leaves the old archive or the new one, whole, without a detached signature: never one that belongs
+    to other bytes. Other commands of imgcls that change the folder wait; what others do to the archive is noticed.
 
     Raises:
-        ArchiveError: the archive is not what its record says, cannot be signed, or its folder cannot be written.
+        ArchiveError: the archive is not what its record says, is changed meanwhile, cannot be signed, or its folder
+            cannot be written or locked.
     """
-    from imgcls.archive.publish import add_signature, publish
+    from imgcls.archive.publish import SIGNING, lock_store, sweep_store
 
     mar = mar.resolve()  # behind a link both files belong beside the archive itself
-    target = detached_signature(mar)
-    verified = verify_archive(mar, on_bytes=on_bytes)
+    refuse_no_file(mar)
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{verified.name}-", suffix=".signing", dir=mar.parent) as temporary:
-            folder = Path(temporary)
-            record, signature = unpack_record(mar, folder)
-            signature.unlink(missing_ok=True)
-            signer.sign(record, signature)
-            signed, detached = folder / mar.name, folder / target.name
-            add_signature(mar, signature.read_bytes(), signed, on_bytes=on_bytes)
-            signer.sign(signed, detached)
-            name = read_bundle(detached, name=target.name).signer
-            target.unlink(missing_ok=True)
-            publish(signed, mar)
-            publish(detached, target)
+        with lock_store(mar.parent):
+            sweep_store(mar.parent, name=mar.stem)
+            with tempfile.TemporaryDirectory(prefix=f".{mar.stem}-", suffix=SIGNING, dir=mar.parent) as temporary:
+                return _sign_locked(mar, signer, Path(temporary), on_bytes=on_bytes)
     except OSError as err:
         raise ArchiveError(f"{mar}: the signed archive cannot be written: {err}") from err
-    return SignedArchive(mar, target, verified.name, verified.version, name, verified.integrity.tree_sha256)
+
+
+def _sign_locked(mar: Path, signer: Signer, folder: Path, *, on_bytes: OnBytes) -> SignedArchive:
+    """Signs in a folder that only this process writes to, then moves both files."""
+    from imgcls.archive.publish import add_signature, publish
+
+    target, stamp = detached_signature(mar), _stamp(mar)
+    verified = verify_archive(mar, on_bytes=on_bytes)
+    tree_sha256 = verified.integrity.tree_sha256
+    signed, detached = folder / mar.name, folder / target.name
+    with _refusing_change(mar):
+        record, signature = unpack_record(mar, folder)
+        signature.unlink(missing_ok=True)
+        if parse_integrity(record.read_bytes()).tree_sha256 != tree_sha256:  # by it the record is known to the byte
+            raise IntegrityError("another archive")
+    signer.sign(record, signature)
+    with _refusing_change(mar):
+        add_signature(mar, signature.read_bytes(), signed, on_bytes=on_bytes)
+    _refuse_other_tree(mar, signed, tree_sha256=tree_sha256, on_bytes=on_bytes)
+    signer.sign(signed, detached)
+    name = read_bundle(detached, name=target.name).signer
+    if _stamp(mar) != stamp:
+        raise ArchiveError(f"{mar}: {CHANGED}")
+    target.unlink(missing_ok=True)
+    publish(signed, mar)
+    publish(detached, target)
+    return SignedArchive(mar, target, verified.name, verified.version, name, tree_sha256)
+
+
+def _refuse_other_tree(mar: Path, signed: Path, *, tree_sha256: str, on_bytes: OnBytes) -> None:
+    """Verifies the signed copy, which nobody else can write to, against what was verified before it was made."""
+    try:
+        copied = verify_archive(signed, on_bytes=on_bytes)
+    except ArchiveError as err:
+        raise ArchiveError(f"{mar}: {CHANGED}") from err
+    if copied.integrity.tree_sha256 != tree_sha256:
+        raise ArchiveError(f"{mar}: {CHANGED}")
+
+
+@contextmanager
+def _refusing_change(mar: Path) -> Iterator[None]:
+    """What was verified can be read again; where it cannot, or is another, the file was changed in between."""
+    try:
+        yield
+    except (IntegrityError, *UNREADABLE_ZIP) as err:
+        if isinstance(err, OSError) and not isinstance(err, FileNotFoundError):
+            raise  # of the disk, which is no change
+        raise ArchiveError(f"{mar}: {CHANGED}") from err
+
+
+def _stamp(file: Path) -> tuple[int, int, int, int] | None:
+    """What differs once a file was replaced, written to or removed."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def _new_config() -> "Config":

@@ -118,7 +118,8 @@ class TorchProcess:
                 raise JobError("", f"no answer within {timeout_s:g} s")
             result = Path(folder) / "result.json"
             if not result.is_file():
-                printed = (Path(folder) / "output.txt").read_text(errors="replace").strip().splitlines()
+                output = Path(folder) / "output.txt"  # not there where the process ended before it began
+                printed = output.read_text(errors="replace").strip().splitlines() if output.is_file() else []
                 raise JobError("", (printed or [f"exit status {status}"])[-1])
             outcome = json.loads(result.read_text(encoding="utf-8"))
             if "raised" in outcome:

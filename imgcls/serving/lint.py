@@ -6,12 +6,12 @@ Called by `imgcls lint`, `imgcls doctor`, `imgcls serve` and the build of an arc
 """
 
 import json
-import zipfile
 from pathlib import Path
 
 from imgcls.archive.contents import MANIFEST, open_archive, read_small
 from imgcls.errors import UsageError
 from imgcls.serving.lint_config import lint_config
+from imgcls.serving.lint_keys import OUR_HANDLER
 from imgcls.serving.lint_model import CONFIG_FILE, lint_model_config
 from imgcls.serving.lint_rules import Finding
 
@@ -20,6 +20,8 @@ MAX_BYTES = 10 << 20
 
 def lint_file(path: Path) -> list[Finding]:
     """Judges a file by its kind: a .mar's model-config.yaml, a .yaml as one, anything else as config.properties.
+
+    A .yaml is taken for one that imgcls's handler reads.
 
     Raises:
         ArchiveError: the archive cannot be read.
@@ -44,19 +46,16 @@ def lint_config_file(path: Path) -> list[Finding]:
 def lint_archive(mar: Path) -> list[Finding]:
     """Judges the model-config.yaml in an archive; one that has none is in order.
 
+    The settings of the handler are judged where that is imgcls's.
+
     Raises:
         ArchiveError: the archive cannot be read.
     """
     with open_archive(mar) as archive:
-        name = _find_config(archive)
-        data = read_small(archive, name) if name is not None else None
-    return [] if data is None else _lint_yaml(data, where=f"{mar}!{name}")
-
-
-def _find_config(archive: zipfile.ZipFile) -> str | None:
-    """Returns the entry that TorchServe would read; without one in the manifest it reads none."""
-    name = json.loads(read_small(archive, MANIFEST))["model"].get("configFile")
-    return None if name is None else str(name)
+        model = json.loads(read_small(archive, MANIFEST))["model"]
+        name, is_ours = model.get("configFile"), model.get("handler") == OUR_HANDLER
+        data = None if name is None else read_small(archive, str(name))  # without a name TorchServe reads none
+    return [] if data is None else _lint_yaml(data, where=f"{mar}!{name}", is_ours=is_ours)
 
 
 def _read(path: Path) -> bytes:
@@ -68,9 +67,9 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"{path}: cannot be read ({err.strerror}); name the files to lint") from err
 
 
-def _lint_yaml(data: bytes, *, where: str) -> list[Finding]:
+def _lint_yaml(data: bytes, *, where: str, is_ours: bool = True) -> list[Finding]:
     try:
-        return lint_model_config(data.decode(), where=where)
+        return lint_model_config(data.decode(), where=where, is_ours=is_ours)
     except UnicodeDecodeError as err:
         return [Finding(where, data[: err.start].count(b"\n") + 1, "", "error", "is not UTF-8", "save it as UTF-8")]
 

@@ -1,4 +1,4 @@
-"""Every key that TorchServe 0.12.0 reads, and what it wants there.
+"""Every key that TorchServe 0.12.0 reads, and what it wants there; and those that our handler reads.
 
 Source: ConfigManager and ModelConfig of its frontend (model-server.jar); a test compares these tables with the jar.
 Where Java would take a value and silently make another of it, the range here is the narrower one.
@@ -12,11 +12,14 @@ from imgcls.serving.lint_rules import (
     any_text,
     boolean,
     boolean_text,
+    engine,
+    exactly,
     filled_text,
     host_text,
     integer,
     integers,
     json_text,
+    lax_integer,
     lower_boolean_text,
     mapping,
     mapping_or_string,
@@ -136,7 +139,7 @@ TORCHRUN_KEYS: dict[str, Check] = {
     "rdzv-conf": string,
     "rdzv-endpoint": string,
 }
-# Read by Python: handlers, TorchServe's own among them. What is in `handler`, our handler checks itself when it loads.
+# Read by Python: handlers, TorchServe's own among them.
 HANDLER_KEYS: dict[str, Check] = {
     "dali": mapping,
     "deepspeed": mapping,
@@ -144,4 +147,15 @@ HANDLER_KEYS: dict[str, Check] = {
     "micro_batching": mapping,
     "pippy": mapping,
     "pt2": mapping_or_string,
+}
+# In `handler:`, where the handler is ours; without these a worker does not start. A test compares the table with
+# `handler.settings`, which imgcls cannot import: it travels in the archive, and needs Pillow.
+OUR_HANDLER = "handler.entry"  # how the manifest names it
+OUR_KEYS: dict[str, Check] = {
+    "engine": engine,
+    "threads": lax_integer(1, or_word="auto"),
+    "decode": exactly("cpu", "gpu"),
+    "top_k": lax_integer(1),
+    "max_pixels": lax_integer(1, 178_956_970),
+    "max_bytes": lax_integer(1),
 }

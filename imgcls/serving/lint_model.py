@@ -1,25 +1,24 @@
-"""Lint of model-config.yaml: what TorchServe, or nobody, would read of it."""
+"""Lint of model-config.yaml: what TorchServe, our handler, or nobody would read of it."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
-from imgcls.serving.lint_keys import CONFIG_KEYS, HANDLER_KEYS, MODEL_KEYS, TORCHRUN_KEYS, VERSION
+from imgcls.serving.lint_keys import CONFIG_KEYS, HANDLER_KEYS, MODEL_KEYS, OUR_KEYS, TORCHRUN_KEYS, VERSION
 from imgcls.serving.lint_rules import Check, Finding, find_nearest
 
 CONFIG_FILE = "model-config.yaml"
+SIMILAR = 0.6  # to a key, of a section that may be somebody's own: a hint, where 0.75 makes an error
 
 
-def lint_model_config(text: str, *, where: str = CONFIG_FILE) -> list[Finding]:
+def lint_model_config(text: str, *, where: str = CONFIG_FILE, is_ours: bool = True) -> list[Finding]:
     """Judges the text of a model-config.yaml.
-
-    What is inside a section that a handler reads is the handler's: ours refuses a wrong `handler:` when it loads, which
-    the build of an archive tries.
 
     Args:
         text: the file's content.
         where: the file's name, for the findings.
+        is_ours: the handler that reads it is. Else what is in `handler:`, and every other section, is the handler's.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -28,6 +27,8 @@ def lint_model_config(text: str, *, where: str = CONFIG_FILE) -> list[Finding]:
             return [_refuse_root(root, where=where)]
         findings = [*_find_twice(root, where=where)]
         values = {key: (line, value) for key, line, value in _items(loader, root)}
+        if is_ours:
+            findings += [each for node in _find_handlers(root) for each in _judge_handler(loader, node, where=where)]
     except (yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: a date that is none
         mark = getattr(err, "problem_mark", None)
         problem = f"is no YAML that TorchServe reads: {getattr(err, 'problem', None) or err}"
@@ -35,7 +36,7 @@ def lint_model_config(text: str, *, where: str = CONFIG_FILE) -> list[Finding]:
     finally:
         loader.dispose()
     for key, (line, value) in values.items():
-        findings += _judge(key, value, line=line, where=where)
+        findings += _judge(key, value, line=line, where=where, is_ours=is_ours)
     findings += _judge_workers(values, where=where)
     return sorted(findings, key=lambda finding: finding.line)
 
@@ -69,7 +70,7 @@ def _find_twice(node: yaml.Node, *, where: str) -> Iterator[Finding]:
         yield from _find_twice(value_node, where=where)
 
 
-def _judge(key: str, value: Any, *, line: int, where: str) -> Iterator[Finding]:
+def _judge(key: str, value: Any, *, line: int, where: str, is_ours: bool) -> Iterator[Finding]:
     if check := (MODEL_KEYS | HANDLER_KEYS).get(key):
         yield from _judge_value(key, value, check, line=line, where=where)
         if key == "torchrun" and isinstance(value, dict):
@@ -81,8 +82,37 @@ def _judge(key: str, value: Any, *, line: int, where: str) -> Iterator[Finding]:
         yield Finding(where, line, key, "error", problem, f"write {nearest}")
     elif key in CONFIG_KEYS:
         yield Finding(where, line, key, "error", problem, "it belongs into config.properties")
-    elif not isinstance(value, dict | list):  # a section is what handlers read their settings from
-        yield Finding(where, line, key, "warning", problem, "remove it, unless your handler reads it")
+    elif is_ours or not isinstance(value, dict | list):  # a section is what handlers read their settings from
+        yield Finding(where, line, key, "warning", problem, _suggest(key, is_ours=is_ours))
+
+
+def _suggest(key: str, *, is_ours: bool) -> str:
+    """What to do about a key that may be meant for a handler that is not known here."""
+    if is_ours and key in OUR_KEYS:
+        return "write it under handler:, unless a handler of your own reads it"
+    similar = find_nearest(key, MODEL_KEYS | HANDLER_KEYS, cutoff=SIMILAR)
+    write = f"write {similar} or remove it" if similar else "remove it"
+    return f"{write}, unless {'a handler of your own' if is_ours else 'your handler'} reads it"
+
+
+def _find_handlers(root: yaml.MappingNode) -> list[yaml.MappingNode]:
+    """Returns the section that our handler reads; of several the last one counts."""
+    found = [value for key, value in root.value if isinstance(key, yaml.ScalarNode) and key.value == "handler"]
+    return [node for node in found[-1:] if isinstance(node, yaml.MappingNode)]
+
+
+def _judge_handler(loader: yaml.SafeLoader, node: yaml.MappingNode, *, where: str) -> Iterator[Finding]:
+    for key_node, value_node in node.value:
+        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+        value, name = loader.construct_object(value_node, deep=True), f"handler.{key}"
+        if (check := OUR_KEYS.get(key)) is None:
+            nearest = find_nearest(str(key), OUR_KEYS)
+            problem = f"{name} is no setting of imgcls's handler, which does not start with it"
+            fix = f"write {nearest}" if nearest else f"remove it; its settings are {', '.join(OUR_KEYS)}"
+            yield Finding(where, line, name, "error", problem, fix)
+        elif expected := check(value):
+            problem = f"{name} is {value!r}; expected {expected}, without which no worker starts"
+            yield Finding(where, line, name, "error", problem, "correct the value")
 
 
 def _judge_torchrun(section: Mapping[Any, Any], *, line: int, where: str) -> Iterator[Finding]:

@@ -5,7 +5,11 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from model.engines.kinds import AUTO, KINDS
 
 INT_MAX = 2**31 - 1
 LONG_MAX = 2**63 - 1
@@ -131,6 +135,37 @@ def one_of(*values: str) -> Check:
     return lambda value: None if isinstance(value, str) and value.lower() in values else expected
 
 
+def exactly(*values: str) -> Check:
+    """One of a few texts, as they are written."""
+    expected = f"one of {', '.join(values)}"
+    return lambda value: None if isinstance(value, str) and value in values else expected
+
+
+def lax_integer(least: int, most: int | None = None, *, or_word: str | None = None) -> Check:
+    """A whole number as our handler takes it, through pydantic: 5, "5" and 5.0 are one; or a word."""
+    expected = f"a whole number from {least}" + (f" to {most}" if most else "") + (f", or {or_word}" if or_word else "")
+    numbers = TypeAdapter(Annotated[int, Field(ge=least, le=most)])
+
+    def check(value: Any) -> str | None:
+        if or_word and value == or_word:
+            return None
+        try:
+            numbers.validate_python(value)
+        except ValidationError:
+            return expected
+        return None
+
+    return check
+
+
+def engine(value: Any) -> str | None:
+    """An engine's name, or auto."""
+    if isinstance(value, str) and (value == AUTO or value in KINDS):
+        return None
+    near = find_nearest(value, KINDS) if isinstance(value, str) else None
+    return f"{AUTO} or one of {', '.join(KINDS)}" + (f" (did you mean {near}?)" if near else "")
+
+
 def integers(value: Any) -> str | None:
     """A list of whole numbers; one that is none makes TorchServe drop the list."""
     is_right = isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
@@ -147,10 +182,10 @@ def mapping_or_string(value: Any) -> str | None:
     return None if isinstance(value, dict | str) else "a section of keys or a text"
 
 
-def find_nearest(key: str, known: Iterable[str]) -> str | None:
+def find_nearest(key: str, known: Iterable[str], *, cutoff: float = 0.75) -> str | None:
     """Returns the known key that was most likely meant, whatever way words are parted in either."""
     plain = {_plain(name): name for name in known}
-    found = difflib.get_close_matches(_plain(key), plain, n=1, cutoff=0.75)
+    found = difflib.get_close_matches(_plain(key), plain, n=1, cutoff=cutoff)
     return plain[found[0]] if found else None
 
 

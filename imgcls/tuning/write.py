@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imgcls.archive.contents import read_contents
-from imgcls.archive.publish import publish
-from imgcls.archive.trust import detached_signature
+from imgcls.archive.publish import replace_archive
 from imgcls.archive.verify import verify_archive
 from imgcls.errors import UsageError
 from imgcls.files import write_atomic
@@ -97,8 +96,7 @@ def _write_archive(source: Path, out: Path, *, model_config: str) -> Path:
     new.unlink(missing_ok=True)
     try:
         verify_archive(repack(source, new, model_config=model_config))
-        detached_signature(target).unlink(missing_ok=True)  # it belongs to the archive that goes
-        publish(new, target)
+        replace_archive(new, target)
     finally:
         new.unlink(missing_ok=True)
     return target

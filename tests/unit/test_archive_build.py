@@ -7,7 +7,9 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
+import traceback
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,9 +25,10 @@ from imgcls.archive.build import build_archive
 from imgcls.archive.contents import read_contents
 from imgcls.archive.golden import read_golden
 from imgcls.archive.prove import self_test
+from imgcls.archive.publish import lock_store
 from imgcls.archive.stage import ServingOptions, dump_model_config
 from imgcls.cli.archive import app
-from imgcls.errors import ArchiveError
+from imgcls.errors import ArchiveError, UsageError
 from model.errors import NumericError, SpecError, WeightsError
 
 PROJECT = Path(__file__).parents[2]
@@ -173,16 +176,44 @@ def test_a_run_that_cannot_be_served_keeps_the_old_archive(tmp_path: Path, write
 
 def test_what_a_killed_build_has_left_is_removed_by_a_later_one(write_run, tmp_path: Path):
     store = tmp_path / "store"
-    for name, age_s in (("old", 7200), ("young", 60)):
-        (store / f".imgcls-{name}.building").mkdir(parents=True)
-        os.utime(store / f".imgcls-{name}.building", (time.time() - age_s,) * 2)
+    for name, age_s in (("old.building", 7200), ("young.building", 60), ("old.signing", 7200), ("young.signing", 60)):
+        (store / f".imgcls-{name}").mkdir(parents=True)
+        (store / f".imgcls-{name}" / "imgcls.mar").write_text("part")
+        os.utime(store / f".imgcls-{name}", (time.time() - age_s,) * 2)
     (store / ".imgcls-backup").mkdir()  # somebody's own
     os.utime(store / ".imgcls-backup", (time.time() - 7200,) * 2)
     run = write_run(tmp_path / "run")
     (run / "golden" / "1.png").write_bytes(bytes(5_000_000))  # refused at once, so that the test is quick
     with pytest.raises(ArchiveError):
         build_archive(run, store)
-    assert names_in(store) == [".imgcls-backup", ".imgcls-young.building"]
+    assert names_in(store) == [".imgcls-backup", ".imgcls-young.building", ".imgcls-young.signing"]
+
+
+def test_a_build_waits_for_a_command_that_holds_the_store_before_it_publishes(write_run, tmp_path: Path):
+    run, store = write_run(tmp_path / "run"), tmp_path / "store"
+    builder, held, seen = threading.get_ident(), threading.Event(), []
+
+    def hold() -> None:
+        with lock_store(store):
+            held.set()
+            while not seen:
+                frames = traceback.extract_stack(sys._current_frames()[builder])
+                if (store / "imgcls.mar").exists():
+                    seen.append("published")
+                elif any(frame.name == "lock_store" for frame in frames):
+                    seen.append("waits")
+                time.sleep(0.05)
+
+    holder = threading.Thread(target=hold, daemon=True)
+
+    def start_holder(count: int) -> None:
+        if not held.is_set():
+            holder.start()
+            held.wait()
+
+    built = build_archive(run, store, on_bytes=start_holder)
+    holder.join()
+    assert seen == ["waits"] and built.exists()
 
 
 def test_a_run_of_links_is_packed_as_what_they_point_to(color_run: Path, archive: Path, tmp_path: Path):
@@ -217,12 +248,33 @@ def test_a_name_or_version_that_torchserve_does_not_accept_is_refused(color_run:
     assert names_in(tmp_path) == []
 
 
-def test_a_store_that_is_a_file_is_refused(color_run: Path, tmp_path: Path):
-    store = tmp_path / "store"
-    store.write_text("mine")
-    with pytest.raises(ArchiveError, match="store: the archive cannot be written"):
-        build_archive(color_run, store)
-    assert store.read_text() == "mine"
+@pytest.mark.parametrize(("name", "what"), [("store.mar", "is a file"), ("link", "is a link to nothing")])
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_store_that_is_no_folder_is_named_as_what_it_is(color_run: Path, tmp_path: Path, name, what, below):
+    (tmp_path / "store.mar").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(ArchiveError, match=f"{name}: {what}; expected a folder, the model store that NAME.mar"):
+        build_archive(color_run, tmp_path / name / below)
+    assert (tmp_path / "store.mar").read_text() == "mine"
+    assert names_in(tmp_path) == ["link", "store.mar"]
+
+
+@pytest.mark.parametrize(
+    ("options", "engines", "message"),
+    [
+        ({"engine": "eagr"}, ["eager"], "--engine: engine is 'eagr'; expected auto or one of .*; did you mean 'eager'"),
+        ({"engine": "openvino"}, ["eager"], "--engine is openvino, which is not built; give --engines openvino too"),
+        ({}, ["eager", "nosuch"], "--engines: engine is 'nosuch'"),
+        ({"batch_size": 3_000_000_000}, ["eager"], "cannot be served: batchSize is 3000000000; expected a whole"),
+        ({"decode": "tpu"}, ["eager"], "cannot be served: handler.decode is 'tpu'; expected one of cpu, gpu"),
+    ],
+)
+def test_options_that_cannot_be_served_are_refused_before_anything_is_written(
+    color_run: Path, tmp_path: Path, options, engines, message
+):
+    with pytest.raises(UsageError, match=message) as caught:
+        build_archive(color_run, tmp_path / "store", options=ServingOptions(**options), engines=engines)
+    assert "\n" not in str(caught.value) and names_in(tmp_path) == []
 
 
 def test_a_full_disk_keeps_the_old_archive_and_leaves_nothing_behind(color_run: Path, tmp_path: Path):

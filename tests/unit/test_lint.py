@@ -1,15 +1,20 @@
 import importlib.util
 import json
+import math
 import re
 import struct
 import subprocess
 import sys
 import zipfile
+from datetime import date
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
+from handler.settings import PILLOW_MAX_PIXELS, HandlerSettings
+from imgcls.archive.pack import HANDLER
 from imgcls.archive.stage import ServingOptions, dump_model_config
 from imgcls.cli.main import app
 from imgcls.serving import doctor
@@ -22,10 +27,13 @@ from imgcls.serving.lint_keys import (
     LAUNCHER_KEYS,
     MODEL_KEYS,
     MODELS_KEYS,
+    OUR_HANDLER,
+    OUR_KEYS,
     TORCHRUN_KEYS,
 )
 from imgcls.serving.lint_rules import Finding
 from imgcls.serving.properties import parse_properties
+from model.engines.kinds import KINDS
 
 PROJECT = Path(__file__).parents[2]
 TORCHSERVE = Path(importlib.util.find_spec("ts").origin).parent  # importing it leaves a file open
@@ -272,9 +280,66 @@ def test_unknown_model_setting_is_an_error_with_the_nearest_right_one(key: str, 
     assert (finding.line, finding.status) == (2, "error") and finding.fix in expected
 
 
-def test_sections_are_the_handlers_and_other_values_suspicious():
-    assert lint_model_config("my_section: {a: 1}\nlist_of_mine: [1]\npt2: {compile: {enable: true}}\n") == []
-    assert only(lint_model_config("zzz: 1\n")).status == "warning"
+def test_sections_are_a_foreign_handlers_and_other_values_suspicious():
+    text = "my_section: {a: 1}\nlist_of_mine: [1]\npt2: {compile: {enable: true}}\nhandler: {mine: 1}\n"
+    assert lint_model_config(text, is_ours=False) == []
+    assert only(lint_model_config("zzz: 1\n", is_ours=False)).status == "warning"
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("surprise: {a: 1}", "remove it, unless a handler of your own reads it"),
+        ("surprise: [1]", "remove it, unless a handler of your own reads it"),
+        ("handler_settings: {engine: eager}", "write handler or remove it, unless a handler of your own reads it"),
+        ("top_k: 5", "write it under handler:, unless a handler of your own reads it"),
+    ],
+)
+def test_unknown_section_is_a_warning_as_our_handler_does_not_read_it(text: str, fix: str):
+    finding = only(lint_model_config(f"batchSize: 8\n{text}\n"))
+    assert (finding.line, finding.status, finding.fix) == (2, "warning", fix)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("engin: auto", "handler.engin is no setting of imgcls's handler, which does not start with it; write engine"),
+        ("topk: 3", "handler.topk is no setting of imgcls's handler, which does not start with it; write top_k"),
+        ("zzz: 3", "with it; remove it; its settings are engine, threads, decode, top_k, max_pixels, max_bytes"),
+        ("1: 3", "handler.1 is no setting of imgcls's handler"),
+        ("engine: openvino-int4", "expected auto or one of openvino-int8, "),
+        ("engine: openvino-int4", "(did you mean openvino-int8?), without which no worker starts; correct the value"),
+        ("decode: GPU", "handler.decode is 'GPU'; expected one of cpu, gpu, without which no worker starts"),
+        ("threads: two", "handler.threads is 'two'; expected a whole number from 1, or auto, without which"),
+    ],
+)
+def test_handler_setting_with_which_no_worker_starts_is_an_error_in_its_own_line(line: str, said: str):
+    finding = only(lint_model_config(f"handler:\n  max_bytes: 10\n  {line}\n", where="m.yaml"))
+    assert str(finding).startswith("m.yaml:3: error: handler.") and said in str(finding)
+
+
+def test_handler_settings_behind_an_anchor_are_judged_too():
+    text = "pt2: &shared {top_k: 3, engin: auto}\nhandler:\n  <<: *shared\n  decode: cpu\n"
+    assert only(lint_model_config(text)).key == "handler.engin"
+
+
+def test_table_of_handler_settings_is_that_of_the_handler():
+    """By what either says to each value; `imgcls` may not import the handler, so that the table is a second one."""
+    assert OUR_HANDLER == HANDLER
+    assert set(OUR_KEYS) == set(HandlerSettings.model_fields)
+    values = [
+        *(-1, 0, 1, 5, 5.0, 5.5, "5", " 5 ", "5.0", "1e3", "", "x", None, True, False, [], [1], {}, math.nan, math.inf),
+        *("auto", "AUTO", "cpu", "gpu", "GPU", *KINDS, "openvino-fp32", 2**31, 2**63, 10**30, "9" * 5000),
+        *(PILLOW_MAX_PIXELS, PILLOW_MAX_PIXELS + 1, date(2026, 1, 1), b"5", b"cpu"),
+    ]
+    for key, check in OUR_KEYS.items():
+        for value in values:
+            try:
+                HandlerSettings.model_validate({key: value})
+                is_taken = True
+            except ValidationError:
+                is_taken = False
+            assert (check(value) is None) == is_taken, (key, value)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +398,15 @@ def test_settings_inside_an_archive_are_judged(tmp_path: Path):
     assert lint_archive(mar) == []
 
 
+@pytest.mark.parametrize(("handler", "found"), [("handler.entry", ["handler.topk", "mine"]), ("image_classifier", [])])
+def test_handler_settings_inside_an_archive_are_judged_where_the_handler_is_ours(tmp_path: Path, handler, found):
+    with zipfile.ZipFile(tmp_path / "x.mar", "w") as archive:
+        model = {"configFile": "model-config.yaml", "handler": handler}
+        archive.writestr("MAR-INF/MANIFEST.json", json.dumps({"model": model}))
+        archive.writestr("model-config.yaml", "handler: {topk: 3}\nmine: {a: 1}\n")
+    assert [finding.key for finding in lint_file(tmp_path / "x.mar")] == found
+
+
 def test_doctor_tells_what_the_lint_finds(tmp_path: Path, archive: Path):
     config = tmp_path / "config.properties"
     config.write_text(f"{CLOSED}max_reqest_size=1\n")
@@ -343,12 +417,14 @@ def test_doctor_tells_what_the_lint_finds(tmp_path: Path, archive: Path):
     assert doctor.check_settings(tmp_path / "none", tmp_path / "none.mar") == []
 
 
-def test_lint_needs_the_light_install_only():
+def test_lint_needs_the_light_install_only(tmp_path: Path):
+    (tmp_path / "model-config.yaml").write_text("handler: {engin: auto}\n")
     script = """
 import sys
 sys.modules.update(dict.fromkeys(["torch", "torchvision", "numpy", "PIL", "psutil", "ts", "model_archiver"]))
 from imgcls.serving.lint import lint_file
 from pathlib import Path
 assert lint_file(Path("config.properties")) == []
+assert len(lint_file(Path(sys.argv[1]))) == 1
 """
-    subprocess.run([sys.executable, "-c", script], cwd=PROJECT, check=True)
+    subprocess.run([sys.executable, "-c", script, tmp_path / "model-config.yaml"], cwd=PROJECT, check=True)

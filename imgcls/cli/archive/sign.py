@@ -44,7 +44,7 @@ def sign(
         signer = signing.signer_with_key(key, ask_password=password_prompt())
     else:
         signer = signing.signer_with_sigstore()
-    with show_bytes("signing", total=2 * archive.stat().st_size if archive.is_file() else 0) as on_bytes:
+    with show_bytes("signing", total=3 * archive.stat().st_size if archive.is_file() else 0) as on_bytes:
         signed = signing.sign_archive(archive, signer, on_bytes=on_bytes)
     if as_json:
         fields = {"archive": str(signed.archive), "signature": str(signed.signature), "signer": signed.signer}
