@@ -14,7 +14,11 @@ def calibrate(
     *,
     on: Annotated[
         str | None,
-        typer.Option("--on", metavar="SOURCE", help="What to fit on. [default: the run's validation split]"),
+        typer.Option(
+            "--on",
+            metavar="SOURCE",
+            help="What to fit on; all of it where it has no splits. [default: the run's validation split]",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.AUTO,
@@ -27,7 +31,13 @@ def calibrate(
     """
     from imgcls.evaluation.calibrate import calibrate_run
 
-    done = calibrate_run(run, source=on, device=device.value, batch_size=batch_size)
+    done = calibrate_run(
+        run,
+        source=on,
+        device=device.value,
+        batch_size=batch_size,
+        on_note=lambda note: typer.echo(note, err=True),
+    )
     record = done.record
     if as_json:
         print(json.dumps(record.model_dump() | {"previous_temperature": done.previous}, indent=1))

@@ -24,8 +24,8 @@ def evaluate(
             "--test",
             metavar="NAME=SOURCE",
             help="A test set; may be repeated. SOURCE is digits, torchvision:NAME, a folder, a .zip, a .csv, a "
-            ".jsonl or .tar shards, and may end in ,split=val ,noise=25 ,rotate=15 ,blur=1 ,brightness=0.7 ,jpeg=20. "
-            "[default: the run's own data]",
+            ".jsonl or .tar shards, and may end in ,split=val ,split=all ,noise=25 ,rotate=15 ,blur=1 ,brightness=0.7 "
+            ",jpeg=20. Without splits it counts whole. [default: the run's own data]",
         ),
     ] = None,
     slices: Annotated[
@@ -63,6 +63,7 @@ def evaluate(
         batch_size=batch_size,
         device=device.value,
         strict=strict,
+        on_note=lambda note: typer.echo(note, err=True),
     )
     for name, evaluation in evaluations.items():
         for problem in evaluation.problems[:5]:

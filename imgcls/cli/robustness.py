@@ -42,6 +42,7 @@ def robustness(
         severities=severity or [],
         limit=limit,
         device=device.value,
+        on_note=lambda note: typer.echo(note, err=True),
     )
     if as_json:
         print(json.dumps({name: each.model_dump() | {"mean": each.mean} for name, each in found.items()}, indent=1))

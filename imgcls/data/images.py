@@ -76,10 +76,11 @@ class DataSource:
     Attributes:
         text: the string as the user wrote it.
         classes: sorted; the same for every split.
-        splits: one to three of train, val and test, in this order.
+        splits: one to three of train, val and test, in this order; only "all" where the string says `split=all`.
         problems: what was found while listing; nothing has been decoded yet.
         perturb: changes a decoded image, from the string's `noise=…` and the like; the int is a seed for each sample.
         chosen: the split that an evaluation reads, from the string's `split=…`.
+        drawn: the splits of which the source does not say itself which images they hold.
     """
 
     text: str
@@ -88,3 +89,4 @@ class DataSource:
     problems: tuple[Problem, ...]
     perturb: Perturb | None
     chosen: str = "test"
+    drawn: tuple[str, ...] = ()

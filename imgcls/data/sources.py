@@ -6,8 +6,8 @@
     FILE.csv  FILE.jsonl        rows with path, label and optionally split; paths are relative to the file
     FILE.tar  FOLDER  train-*.tar   WebDataset shards: one, a folder of nothing else, or those that match
 
-Any of them may end in `,key=value` parts: `split=val` chooses what an evaluation reads, the others perturb its images
-(imgcls.data.perturb).
+Any of them may end in `,key=value` parts: `split=val` chooses what an evaluation reads, `split=all` everything, the
+others perturb its images (imgcls.data.perturb).
 """
 
 import re
@@ -16,15 +16,16 @@ from pathlib import Path
 
 from imgcls.data.builtin import list_digits, list_torchvision
 from imgcls.data.folders import list_folder, list_zip
-from imgcls.data.images import DataSource
+from imgcls.data.images import DataSource, ImageSet
 from imgcls.data.listing import SPLIT_NAMES, Entry, Listing, make_printable
 from imgcls.data.perturb import parse_perturbation
 from imgcls.data.shards import find_shards, list_shards
-from imgcls.data.splits import SplitRule, number_classes, split_entries
+from imgcls.data.splits import SplitRule, find_drawn, keep_whole, number_classes, split_entries
 from imgcls.data.tables import list_table
 from imgcls.errors import DataError, UsageError
 
 ACCEPTED = "digits, torchvision:NAME, a folder, a .zip, a .csv, a .jsonl or .tar shards"
+ALL = "all"
 _SETTING = re.compile(r"(?P<rest>.*),(?P<key>\w+)=(?P<value>[^,]*)", re.DOTALL)
 
 
@@ -35,6 +36,7 @@ def open_source(
     val_fraction: float = 0.15,
     test_fraction: float = 0.15,
     download: bool = True,
+    whole: bool = False,
 ) -> DataSource:
     """Lists a source and makes its splits; decodes nothing.
 
@@ -44,27 +46,41 @@ def open_source(
         val_fraction: of the images that the source has for training.
         test_fraction: likewise, where the source has no splits.
         download: whether torchvision may download.
+        whole: a source without splits is all test, unless the string chooses a split; nothing is drawn from it.
 
     Raises:
         UsageError: the text is no source, a `key=value` part is not accepted, or the fractions leave nothing.
-        DataError: the source cannot be read, holds no usable images, or only one class.
+        DataError: the source cannot be read, holds no usable images, or only one class to train on.
     """
     rule = SplitRule(seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
     base, settings = _parse_settings(text)
-    chosen = _parse_split(settings.pop("split", "test"))
+    wanted = settings.pop("split", None)
+    chosen = _parse_split(wanted or "test")
     perturb = parse_perturbation(settings)
     try:
         listing = make_printable(_list_base(base, download=download))
     except OSError as err:
         raise DataError(f"{base}: cannot be listed: {err}; check its permissions") from err
     try:
-        listing = replace(listing, entries=tuple(split_entries(_require_images(listing), rule=rule)))
-        classes, splits, unknown = number_classes(listing)
-        if len(classes) < 2 and "train" in splits:
+        entries = _require_images(listing)
+        has_train_only = {entry.split for entry in entries} == {"train"}
+        is_whole = chosen == ALL or (whole and wanted is None and not has_train_only)
+        done = keep_whole(entries) if is_whole else split_entries(entries, rule=rule)
+        classes, splits, unknown = number_classes(replace(listing, entries=tuple(done)))
+        if len(classes) < 2 and "train" in splits and not is_whole:
             raise DataError(f"only one class, {classes[0]!r}; expected two or more class folders or labels")
     except DataError as err:
         raise DataError(f"{base}: {err}") from err
-    return DataSource(text, classes, splits, (*listing.problems, *unknown), perturb, chosen)
+    if chosen == ALL:
+        splits = {ALL: ImageSet(ALL, classes, tuple(each for part in splits.values() for each in part.samples))}
+    drawn = () if is_whole else find_drawn(entries, done)
+    return DataSource(text, classes, splits, (*listing.problems, *unknown), perturb, chosen, drawn)
+
+
+def is_same_data(text: str, other: str) -> bool:
+    """Tells whether two source strings name the same data, whatever their `,key=value` parts are."""
+    one, two = (_parse_settings(each)[0] for each in (text, other))
+    return one == two or Path(one).resolve() == Path(two).resolve()
 
 
 def _parse_settings(text: str) -> tuple[str, dict[str, str]]:
@@ -79,9 +95,9 @@ def _parse_settings(text: str) -> tuple[str, dict[str, str]]:
 
 
 def _parse_split(text: str) -> str:
-    if text not in SPLIT_NAMES:
-        raise UsageError(f"split is {text!r}; expected train, val or test")
-    return SPLIT_NAMES[text]
+    if text != ALL and text not in SPLIT_NAMES:
+        raise UsageError(f"split is {text!r}; expected train, val, test or all")
+    return SPLIT_NAMES.get(text, ALL)
 
 
 def _list_base(base: str, *, download: bool) -> Listing:

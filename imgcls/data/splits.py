@@ -1,7 +1,7 @@
 """From a listing to train, val and test: classes are numbered, missing splits are drawn, seeded and stratified.
 
 A source with its own train and test keeps them; val is drawn from train where it is missing. A source without splits is
-drawn into three. A source of test images only stays one.
+drawn into three. A source of test images only stays one. An evaluation may take a source without splits as test, whole.
 """
 
 from collections import Counter
@@ -42,6 +42,17 @@ def split_entries(entries: Sequence[Entry], *, rule: SplitRule) -> list[Entry]:
     if given == {"train", "test"}:
         return _draw(ordered, "val", fraction=rule.val_fraction, seed=rule.seed)
     return ordered
+
+
+def keep_whole(entries: Sequence[Entry]) -> list[Entry]:
+    """Returns the entries in the order of their names, none drawn: what has no split is test."""
+    return [replace(entry, split=entry.split or "test") for entry in sorted(entries, key=lambda entry: entry.name)]
+
+
+def find_drawn(before: Sequence[Entry], after: Sequence[Entry]) -> tuple[str, ...]:
+    """Returns the splits that hold other images than the source itself says."""
+    given, made = (Counter(entry.split for entry in entries) for entries in (before, after))
+    return tuple(split for split in SPLITS if given[split] != made[split])
 
 
 def number_classes(listing: Listing) -> tuple[tuple[str, ...], dict[str, ImageSet], list[Problem]]:

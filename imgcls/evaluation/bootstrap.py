@@ -21,6 +21,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 TOP = 5
 CELL_METRICS = ("accuracy", "top5", "precision_macro", "recall_macro", "f1_macro")
+WEIGHTED = ("precision_weighted", "recall_weighted", "f1_weighted")
 PROPORTIONS = ("accuracy", "top5")
 
 _CHUNK = 4_000_000  # numbers held at once
@@ -33,7 +34,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Interval(BaseModel):
-    """Where a number lies with 95 % confidence; `method` is bootstrap or, where that says nothing, wilson."""
+    """Where a number lies with 95 % confidence; `method` is bootstrap or, where that says nothing, wilson or tango."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,11 +53,11 @@ class Answers:
 
     @classmethod
     def of(cls, labels: Labels, probabilities: npt.NDArray[np.float32]) -> "Answers":
-        """Reads them off labels (N,) and probabilities (N, classes)."""
-        own = probabilities[np.arange(len(labels)), labels]
-        better = (probabilities > own[:, None]).sum(axis=1)
-        predicted = probabilities.argmax(axis=1)
-        return cls(predicted, better < TOP)
+        """Reads them off labels (N,) and probabilities (N, classes); of equal ones the first is best, as in argmax."""
+        own = probabilities[np.arange(len(labels)), labels][:, None]
+        is_earlier = np.arange(probabilities.shape[1]) < labels[:, None]
+        better = (probabilities > own) | ((probabilities == own) & is_earlier)
+        return cls(probabilities.argmax(axis=1), better.sum(axis=1) < TOP)
 
     def take(self, places: npt.NDArray[np.intp]) -> "Answers":
         """Returns those of some images."""
@@ -64,7 +65,7 @@ class Answers:
 
 
 def score(labels: Labels, answers: Answers, *, classes: int) -> dict[str, float]:
-    """Returns the CELL_METRICS of one model."""
+    """Returns the CELL_METRICS and WEIGHTED averages of one model."""
     cells, counts = _count_cells(labels, [answers])
     return {
         name: float(value[0]) for name, value in _score_cells(cells, counts[None], model=0, classes=classes).items()
@@ -77,7 +78,7 @@ def bootstrap_scores(
     """Resamples the images, for all models the same ones, so that differences between them are paired.
 
     Returns:
-        For each model the CELL_METRICS, (resamples,) each.
+        For each model the CELL_METRICS and WEIGHTED averages, (resamples,) each.
     """
     cells, counts = _count_cells(labels, answers)
     random = np.random.default_rng(seed)
@@ -86,15 +87,17 @@ def bootstrap_scores(
         drawn = random.multinomial(int(counts.sum()), counts / counts.sum(), size=size)
         for place, found in enumerate(parts):
             found.append(_score_cells(cells, drawn, model=place, classes=classes))
-    return [{name: np.concatenate([part[name] for part in found]) for name in CELL_METRICS} for found in parts]
+    names = (*CELL_METRICS, *WEIGHTED)
+    return [{name: np.concatenate([part[name] for part in found]) for name in names} for found in parts]
 
 
 def measure_intervals(
     labels: Labels, answers: Answers, *, classes: int, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Interval]:
-    """Returns the interval of each of the CELL_METRICS.
+    """Returns the interval of each of the CELL_METRICS, and of the WEIGHTED averages.
 
-    Where all or none are right every resample is the same; a proportion then gets Wilson's interval.
+    Where all or none are right every resample is the same; a proportion then gets Wilson's interval. Weighted recall is
+    the accuracy, by its definition.
     """
     [drawn] = bootstrap_scores(labels, [answers], classes=classes, seed=seed, resamples=resamples)
     intervals = {name: find_interval(values) for name, values in drawn.items()}
@@ -102,6 +105,7 @@ def measure_intervals(
     for name in PROPORTIONS:
         if intervals[name].low == intervals[name].high:
             intervals[name] = find_wilson(int(rights[name].sum()), len(labels))
+    intervals["recall_weighted"] = intervals["accuracy"]
     return intervals
 
 
@@ -195,7 +199,7 @@ def _count_cells(labels: Labels, answers: Sequence[Answers]) -> tuple[Counts, Co
 
 
 def _score_cells(cells: Counts, counts: Counts, *, model: int, classes: int) -> dict[str, Floats]:
-    """Counts (resamples, cells) -> CELL_METRICS, (resamples,) each, as scikit-learn defines them."""
+    """Counts (resamples, cells) -> CELL_METRICS and WEIGHTED, (resamples,) each, as scikit-learn defines them."""
     true, predicted, in_top = cells[:, 0], cells[:, 1 + 2 * model], cells[:, 2 + 2 * model]
     total = counts.sum(axis=1)
     right = counts * (true == predicted)
@@ -204,13 +208,17 @@ def _score_cells(cells: Counts, counts: Counts, *, model: int, classes: int) -> 
         for values, by in ((right, true), (counts, true), (counts, predicted))
     )
     present = support > 0
-    macro = {
-        "precision_macro": hits / claims.clip(min=1),
-        "recall_macro": hits / support.clip(min=1),
-        "f1_macro": 2 * hits / (support + claims).clip(min=1),
+    by_class = {
+        "precision": hits / claims.clip(min=1),
+        "recall": hits / support.clip(min=1),
+        "f1": 2 * hits / (support + claims).clip(min=1),
     }
-    averages = {name: (values * present).sum(axis=1) / present.sum(axis=1) for name, values in macro.items()}
-    return {"accuracy": right.sum(axis=1) / total, "top5": (counts * in_top).sum(axis=1) / total, **averages}
+    return {
+        "accuracy": right.sum(axis=1) / total,
+        "top5": (counts * in_top).sum(axis=1) / total,
+        **{f"{name}_macro": (values * present).sum(axis=1) / present.sum(axis=1) for name, values in by_class.items()},
+        **{f"{name}_weighted": (values * support).sum(axis=1) / total for name, values in by_class.items()},
+    }
 
 
 def _sum_by_class(values: Counts, by: Counts, *, classes: int) -> Counts:

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from imgcls.data.pixels import load_pixels
-from imgcls.data.sources import open_source
 from imgcls.errors import DataError, RunError
 from imgcls.evaluation.calibration import fit_temperature, measure_ece, measure_nll, measure_reliability
 from imgcls.evaluation.calibration_record import CALIBRATION_FILE, CalibrationRecord
+from imgcls.evaluation.opening import Tell, describe_draw, open_images
 from imgcls.evaluation.predict import rename_classes
 from imgcls.evaluation.reports import hash_weights
 from imgcls.evaluation.run import choose_device, read_run_data
@@ -33,7 +33,13 @@ class Calibration:
 
 
 def calibrate_run(
-    run: Path, *, source: str | None = None, device: str = "auto", batch_size: int = 256, progress: bool = True
+    run: Path,
+    *,
+    source: str | None = None,
+    device: str = "auto",
+    batch_size: int = 256,
+    progress: bool = True,
+    on_note: Tell = lambda _: None,
 ) -> Calibration:
     """Fits the temperature, and writes spec.yaml and calibration.json.
 
@@ -46,9 +52,10 @@ def calibrate_run(
         device: auto, cpu or cuda.
         batch_size: images a forward pass.
         progress: show bars on a terminal.
+        on_note: told, in a line, where the images are a split that was drawn.
 
     Raises:
-        DataError: there is no validation split, or it has too few images.
+        DataError: there is no validation split, it has too few images, or no temperature fits them.
         RunError: the run cannot be read or written, or names no data.
         NumericError: the network answers with NaN or infinity.
     """
@@ -56,20 +63,24 @@ def calibrate_run(
     text = source or (f"{config.data},split=val" if config.data else None)
     if text is None:
         raise RunError(f"{run}: train_config.yaml names no data; say what to fit on with --on SOURCE")
-    opened = open_source(text, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction)
-    if opened.chosen not in opened.splits:
-        raise DataError(f"{text}: has no {opened.chosen} split; it has {', '.join(opened.splits)}: choose with ,split=")
+    opened = open_images(text, run=run, config=config)
     classifier = Classifier.load(run, device=choose_device(device))
     images = rename_classes(opened.splits[opened.chosen], classifier.spec.classes)
     if len(images) < FEWEST:
         raise DataError(f"{text}: has {len(images)} images; expected at least {FEWEST} to fit a temperature to")
+    if note := describe_draw(opened):
+        on_note(f"{text}: {note}")
     loaded = load_pixels(images, classifier.spec, perturb=opened.perturb, progress=progress)
     batches = torch.split(loaded.pixels, batch_size)
     logits = np.concatenate([classifier.logits(batch) for batch in batches])
     if not np.isfinite(logits).all():
         raise NumericError("the network answers with NaN or infinity; train again, more gently")
     described = describe_source(source or str(config.data))
-    record = _fit(logits, loaded.labels.numpy(), run=run, source=described, split=opened.chosen)
+    try:
+        record = _fit(logits, loaded.labels.numpy(), run=run, source=described, split=opened.chosen)
+    except DataError as err:
+        advice = f"use more images with --on, or leave it at {classifier.spec.temperature:g}"
+        raise DataError(f"{text}: {err}; {advice}") from err
     write_atomic(run / CALIBRATION_FILE, record.model_dump_json(indent=1) + "\n")
     write_atomic(run / SPEC_FILE, dump_spec(classifier.spec.model_copy(update={"temperature": record.temperature})))
     return Calibration(record, classifier.spec.temperature)

@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
+from imgcls.errors import DataError
 from imgcls.evaluation.bootstrap import find_wilson
 
 BINS = 15
@@ -59,10 +60,21 @@ def measure_nll(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], 
 
 
 def fit_temperature(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
-    """Returns the temperature of least negative log-likelihood between LOWEST and HIGHEST.
+    """Returns the temperature of least negative log-likelihood, where it lies between LOWEST and HIGHEST.
 
-    The likelihood has a single minimum in 1 / temperature, so a search by sections finds it.
+    The loss is convex in 1 / temperature, so that a search by sections finds its minimum, if it has one. It has none
+    where every image is right: then it falls to 0 with the temperature; or where the true class is no likelier than
+    others.
+
+    Raises:
+        DataError: it has none between the two; the message leaves what to do to the caller.
     """
+    if _find_slope(logits, labels, temperature=LOWEST) <= 0:
+        if (logits.argmax(axis=1) == labels).all():
+            raise DataError(f"all {len(labels)} images are right: no finite temperature fits them")
+        raise DataError(f"the temperature that fits best is at or below {LOWEST:g}; expected one above it")
+    if _find_slope(logits, labels, temperature=HIGHEST) >= 0:
+        raise DataError(f"the temperature that fits best is at or above {HIGHEST:g}; expected one below it")
     found = minimize_scalar(
         lambda log: measure_nll(logits, labels, temperature=float(np.exp(log))),
         bounds=(np.log(LOWEST), np.log(HIGHEST)),
@@ -70,6 +82,13 @@ def fit_temperature(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int6
         options={"xatol": 1e-5},
     )
     return float(np.exp(found.x))
+
+
+def _find_slope(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], *, temperature: float) -> float:
+    """Returns the derivative of the mean loss by 1 / temperature: the mean logit less the true class's."""
+    exact = logits.astype(np.float64)
+    expected = (softmax(exact / temperature, axis=1) * exact).sum(axis=1)
+    return float((expected - exact[np.arange(len(labels)), labels]).mean())
 
 
 def _describe_bin(

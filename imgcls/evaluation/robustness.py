@@ -13,6 +13,7 @@ from imgcls.data.pixels import PixelSet, load_pixels
 from imgcls.data.progress import show_progress
 from imgcls.errors import UsageError
 from imgcls.evaluation.bootstrap import find_wilson
+from imgcls.evaluation.opening import Tell
 from imgcls.evaluation.predict import predict_probabilities
 from imgcls.evaluation.reports import hash_weights
 from imgcls.evaluation.robustness_record import Corrupted, Robustness
@@ -33,6 +34,7 @@ def measure_robustness(
     limit: int = LIMIT,
     device: str = "auto",
     progress: bool = True,
+    on_note: Tell = lambda _: None,
 ) -> dict[str, Robustness]:
     """Measures a run on corrupted test sets, and writes evaluation/NAME.robustness.json for each.
 
@@ -44,13 +46,14 @@ def measure_robustness(
         limit: the most images of each test set, spread evenly over it.
         device: auto, cpu or cuda.
         progress: show a bar on a terminal.
+        on_note: told, in a line, of each test set that was drawn.
 
     Raises:
         UsageError: a corruption or severity is unknown, or the run takes bands.
         DataError, RunError, ModelError: as `evaluate_run`.
     """
     names, levels = _choose(corruptions, severities)
-    opened = open_tests(run, tests)
+    opened = open_tests(run, tests, on_note=on_note)
     classifier = Classifier.load(run, device=choose_device(device))
     if classifier.spec.ranges is not None:
         raise UsageError(

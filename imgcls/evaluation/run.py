@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from imgcls.data.digests import hash_source, make_fingerprint
 from imgcls.data.images import DataSource, ImageSet, Problem, count_files
-from imgcls.data.sources import open_source
 from imgcls.errors import DataError, RunError, UsageError
 from imgcls.evaluation.calibration_record import refuse_stale_calibration
 from imgcls.evaluation.gallery import Gallery, make_gallery
 from imgcls.evaluation.metrics import compute_metrics
+from imgcls.evaluation.opening import RunData, Tell, describe_draw, open_images
 from imgcls.evaluation.plots import plot_confusion
 from imgcls.evaluation.predict import Predictions, predict_images, rename_classes
 from imgcls.evaluation.reports import TestReport, hash_weights, save_reports
@@ -38,15 +38,6 @@ from model.spec import read_spec
 
 CONFIG_FILE = "train_config.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of file names
-
-
-class RunData(BaseModel):
-    """What a run's train_config.yaml says about its data; the other keys of the file are train.py's."""
-
-    data: str | None = None
-    seed: int = 0
-    val_fraction: float = 0.15
-    test_fraction: float = 0.15
 
 
 @dataclass(frozen=True)
@@ -69,19 +60,22 @@ def evaluate_run(
     device: str = "auto",
     strict: bool = False,
     progress: bool = True,
+    on_note: Tell = lambda _: None,
 ) -> dict[str, Evaluation]:
     """Evaluates a run on each test set and writes the files of the module's docstring.
 
     Args:
         run: a run directory.
-        tests: source strings by name; empty for the data that the run was trained on. Splits that a source does not
-            bring are drawn with the run's own seed and fractions, so that its training images stay out of them.
+        tests: source strings by name; empty for the data that the run was trained on. Of that, splits that it does not
+            bring are drawn with the run's own seed and fractions, so that its training images stay out of them; any
+            other source without splits counts whole.
         slices: columns of the test sets' tables to give numbers by.
         out: where to write; None for the run directory.
         batch_size: images a forward pass; it changes speed, not numbers.
         device: auto, cpu or cuda.
         strict: refuse a test set with unusable files instead of leaving them out.
         progress: show bars on a terminal.
+        on_note: told, in a line, of each test set that was drawn.
 
     Returns:
         The evaluations by name, in the order of `tests`.
@@ -89,7 +83,7 @@ def evaluate_run(
     Raises:
         UsageError, DataError, RunError, ModelError: as each says.
     """
-    opened = open_tests(run, tests, strict=strict)
+    opened = open_tests(run, tests, strict=strict, on_note=on_note)
     temperature = read_spec(run / SPEC_FILE).temperature
     refuse_stale_calibration(run, temperature=temperature, weights_sha256=hash_weights(run))
     classifier = Classifier.load(run, device=choose_device(device))
@@ -102,13 +96,16 @@ def evaluate_run(
     return evaluations
 
 
-def open_tests(run: Path, tests: Mapping[str, str], *, strict: bool = False) -> dict[str, tuple[DataSource, ImageSet]]:
+def open_tests(
+    run: Path, tests: Mapping[str, str], *, strict: bool = False, on_note: Tell = lambda _: None
+) -> dict[str, tuple[DataSource, ImageSet]]:
     """Opens test sets with a run's seed, fractions and classes; decodes nothing yet.
 
     Args:
         run: a run directory.
         tests: source strings by name; empty for the data that the run was trained on.
         strict: refuse sources with unusable files.
+        on_note: told, in a line, of each test set that was drawn.
 
     Raises:
         UsageError, DataError, RunError: as each says.
@@ -118,11 +115,18 @@ def open_tests(run: Path, tests: Mapping[str, str], *, strict: bool = False) -> 
     _require_names(sources)
     classes = read_spec(run / SPEC_FILE).classes
     try:
-        return {name: _open_test(text, config=config, classes=classes, strict=strict) for name, text in sources.items()}
+        opened = {
+            name: _open_test(text, run=run, config=config, classes=classes, strict=strict)
+            for name, text in sources.items()
+        }
     except UsageError as err:
         if tests:
             raise
         raise UsageError(f"{run / CONFIG_FILE}: data: {err}; say what to evaluate with --test NAME=SOURCE") from err
+    for name, (source, _) in opened.items():
+        if note := describe_draw(source):
+            on_note(f"{name}: {note}")
+    return opened
 
 
 def parse_tests(texts: Sequence[str]) -> dict[str, str]:
@@ -186,11 +190,11 @@ def choose_device(device: str) -> str:
     return device
 
 
-def _open_test(text: str, *, config: RunData, classes: Sequence[str], strict: bool) -> tuple[DataSource, ImageSet]:
+def _open_test(
+    text: str, *, run: Path, config: RunData, classes: Sequence[str], strict: bool
+) -> tuple[DataSource, ImageSet]:
     """Opens a test set and renames its classes to the run's; decodes nothing yet."""
-    source = open_source(text, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction)
-    if source.chosen not in source.splits:
-        raise DataError(f"{text}: has no {source.chosen} split; it has {', '.join(source.splits)}: choose with ,split=")
+    source = open_images(text, run=run, config=config)
     if strict and source.problems:
         first = source.problems[0]
         raise DataError(

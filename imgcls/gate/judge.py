@@ -1,12 +1,13 @@
 """Judges a run by a policy.
 
 A floor is successful where the whole interval lies at or above it, failed where the whole interval lies below, and
-inconclusive between: then the test set is too small to tell. A drop is judged the same way by the paired bootstrap of
-the difference: a non-inferiority test with the allowed drop as its margin. Slices are judged each on their own; nothing
-is corrected for their number, so of many slices some are inconclusive by chance, and none is passed by it.
+inconclusive between: then the test set is too small to tell. A drop is judged the same way by the interval of the
+difference: a non-inferiority test with the allowed drop as its margin. Of accuracy and top 5 that interval is Tango's,
+of other numbers the paired bootstrap's, which says nothing where it has no width. Slices are judged each on their own;
+nothing is corrected for their number, so of many slices some are inconclusive by chance, and none is passed by it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from imgcls.errors import RunError, UsageError
 from imgcls.evaluation.bootstrap import (
     PROPORTIONS,
+    TOP,
     Interval,
     bootstrap_auroc,
     bootstrap_scores,
@@ -28,6 +30,7 @@ from imgcls.evaluation.calibration import measure_ece, measure_reliability
 from imgcls.evaluation.compare import align, resample_differences
 from imgcls.evaluation.reports import hash_weights
 from imgcls.evaluation.stored import Stored, read_stored
+from imgcls.gate.paired_score import find_paired_score
 from imgcls.gate.policy import Policy, Rule
 from imgcls.gate.verdict import Finding, GateReport, Verdict, join_verdicts
 
@@ -47,13 +50,14 @@ def judge_run(run: Path, policy: Policy, *, policy_sha256: str, baseline: Path |
     """Judges a run by what was stored of it.
 
     Raises:
-        UsageError: the policy has a max_drop, and there is no baseline.
+        UsageError: the policy has a max_drop, and there is no baseline; or it is about top5 of five classes or fewer.
         RunError: a test set or a slice was not measured, or not on the same images.
     """
     if policy.needs_baseline and baseline is None:
         raise UsageError("the policy has a rule with max_drop and no baseline was given; name one with --against")
     names = sorted({rule.test for rule in policy.rule})
     stored = {name: _read(run, name, policy) for name in names}
+    _refuse_idle_rules(policy, stored)
     compared = {rule.test for rule in policy.rule if rule.max_drop is not None}
     others = {name: align(stored[name], read_stored(baseline, name), name=name) for name in compared if baseline}
     findings = [
@@ -71,6 +75,17 @@ def judge_run(run: Path, policy: Policy, *, policy_sha256: str, baseline: Path |
         confidence=policy.confidence,
         findings=findings,
     )
+
+
+def _refuse_idle_rules(policy: Policy, stored: Mapping[str, Stored]) -> None:
+    """Raises UsageError for a rule that every run would meet."""
+    for rule in policy.rule:
+        classes = len(stored[rule.test].classes)
+        if rule.metric == "top5" and classes <= TOP:
+            raise UsageError(
+                f"the rule on top5 of {rule.test}: the run has {classes} classes, and the best {TOP} are all of them; "
+                f"expected more than {TOP}: put the rule on accuracy"
+            )
 
 
 def _read(run: Path, name: str, policy: Policy) -> Stored:
@@ -128,6 +143,8 @@ def _find_slices(rule: Rule, stored: Stored) -> Iterator[tuple[str | None, Place
 
 
 def _measure(rule: Rule, stored: Stored, other: Stored | None, places: Places, *, policy: Policy) -> Measured:
+    if other is not None and rule.metric in PROPORTIONS:
+        return _measure_paired(rule.metric, stored, other, places, confidence=policy.confidence)
     if other is not None:
         value, drawn = resample_differences(stored, other, rule.metric, places=places)
         return Measured(value, find_interval(drawn, level=policy.confidence))
@@ -143,6 +160,18 @@ def _measure(rule: Rule, stored: Stored, other: Stored | None, places: Places, *
             raise RunError(f"{rule.test}: AUROC is not defined where all images are of one class; take another metric")
         return Measured(area, find_interval(resampled[0], level=policy.confidence))
     return _measure_cells(rule.metric, stored, places, confidence=policy.confidence)
+
+
+def _measure_paired(metric: str, stored: Stored, other: Stored, places: Places, *, confidence: float) -> Measured:
+    """Measures the difference of a share of images by those that only one of the two has."""
+    mine, theirs = (
+        each.answers.in_top[places] if metric == "top5" else (each.answers.predicted == each.labels)[places]
+        for each in (stored, other)
+    )
+    gained, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
+    low, high = find_paired_score(gained, lost, len(places), level=confidence)
+    interval = Interval(low=low, high=high, method="tango", resamples=0)
+    return Measured((gained - lost) / len(places), interval)
 
 
 def _measure_cells(metric: str, stored: Stored, places: Places, *, confidence: float) -> Measured:
@@ -166,6 +195,8 @@ def _decide(measured: Measured, demand: str, limit: float, *, by: str) -> tuple[
         low, high = measured.interval.low, measured.interval.high
     text = f"{measured.value:+.4f}" if demand == "max_drop" else f"{measured.value:.4f}"
     wanted = f"a drop of at most {limit:g}" if demand == "max_drop" else f"at least {limit:g}"
+    if demand == "max_drop" and low == high:
+        return "inconclusive", f"{text}, the same in every resample, which proves nothing, {wanted}; judge accuracy"
     span = f" [{low:.4f}, {high:.4f}]" if low != high else ""
     if low >= floor - _TINY:
         return "successful", f"{text}{span}, {wanted}"

@@ -99,6 +99,41 @@ def test_source_of_test_images_only_stays_one_split(tmp_path: Path) -> None:
     assert count_splits(open_source(str(tmp_path))) == {"test": 3}
 
 
+def test_source_without_splits_can_be_taken_whole(tmp_path: Path) -> None:
+    write_images(tmp_path / "cats", count=1)  # of one class, and too few to draw from
+    source = open_source(str(tmp_path), whole=True)
+    assert (count_splits(source), source.chosen, source.drawn) == ({"test": 1}, "test", ())
+    write_images(tmp_path / "dogs")
+    write_images(tmp_path / "emus")
+    with pytest.raises(DataError, match="class 'cats' has 1 image left to draw test from"):
+        open_source(str(tmp_path))
+
+
+def test_a_chosen_split_is_drawn_from_a_source_that_could_be_taken_whole() -> None:
+    plain, chosen = open_source("digits"), open_source("digits,split=val", whole=True)
+    assert names(chosen, "val") == names(plain, "val")
+    assert chosen.drawn == plain.drawn == ("train", "val", "test")
+
+
+def test_split_all_is_every_image_of_a_source_with_or_without_splits(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("cats", "dogs"):
+            write_images(tmp_path / split / name, count=3)
+    divided = open_source(f"{tmp_path},split=all")
+    undivided = open_source(f"{tmp_path / 'test'},split=all")
+    assert (count_splits(divided), divided.chosen, divided.drawn) == ({"all": 12}, "all", ())
+    assert count_splits(undivided) == {"all": 6}
+    assert divided.splits["all"].count_classes() == {"cats": 6, "dogs": 6}
+
+
+def test_only_what_is_drawn_is_called_drawn(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("cats", "dogs"):
+            write_images(tmp_path / split / name)
+    assert open_source(str(tmp_path)).drawn == ("train", "val")
+    assert open_source(str(tmp_path), whole=True).drawn == ()
+
+
 def test_class_called_train_is_no_split(tmp_path: Path) -> None:
     for name in ("bus", "train"):
         write_images(tmp_path / name)
@@ -259,7 +294,7 @@ def test_unknown_string_is_refused_with_what_is_accepted() -> None:
         ("digits,noise=loud", "noise is 'loud'; expected a number from 0 to 255"),
         ("digits,noise=nan", "noise is 'nan'"),
         ("digits,jpeg=0", "jpeg is '0'; expected a number from 1 to 100"),
-        ("digits,split=all", "split is 'all'; expected train, val or test"),
+        ("digits,split=some", "split is 'some'; expected train, val, test or all"),
         ("digits,noise=1,noise=2", "noise is given twice"),
     ],
 )

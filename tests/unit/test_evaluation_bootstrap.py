@@ -30,11 +30,19 @@ def test_scores_are_scikit_learns(answers):
     labels, probabilities = answers
     found = score(labels, Answers.of(labels, probabilities), classes=CLASSES)
     best = probabilities.argmax(axis=1)
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, best, average="macro")
     assert found["accuracy"] == pytest.approx((best == labels).mean())
-    assert [found[f"{name}_macro"] for name in ("precision", "recall", "f1")] == pytest.approx([precision, recall, f1])
+    for how in ("macro", "weighted"):
+        expected = precision_recall_fscore_support(labels, best, average=how)[:3]
+        assert [found[f"{name}_{how}"] for name in ("precision", "recall", "f1")] == pytest.approx(expected)
     top = np.argsort(-probabilities, axis=1)[:, :5]
     assert found["top5"] == pytest.approx((top == labels[:, None]).any(axis=1).mean())
+
+
+def test_of_equal_probabilities_the_first_count_among_the_five_best():
+    labels, constant = np.arange(600) % 6, np.full((600, 6), 1 / 6, dtype=np.float32)
+    assert score(labels, Answers.of(labels, constant), classes=6)["top5"] == pytest.approx(5 / 6)
+    ranked = np.array([[0.1, 0.1, 0.3, 0.1, 0.1, 0.1, 0.2]] * 7, dtype=np.float32)  # 2 and 6, then 0, 1 and 3
+    assert Answers.of(np.arange(7), ranked).in_top.tolist() == [True, True, True, True, False, False, True]
 
 
 def test_auroc_is_scikit_learns_with_ties_too(answers):
@@ -65,10 +73,17 @@ def test_resampled_f1_is_that_of_resampled_images(answers):
     slow = []
     for _ in range(300):
         drawn = random.integers(0, 400, 400)
-        slow.append(precision_recall_fscore_support(labels[drawn], best[drawn], average="macro", zero_division=0)[2])
+        slow.append(
+            [
+                precision_recall_fscore_support(labels[drawn], best[drawn], average=how, zero_division=0)[2]
+                for how in ("macro", "weighted")
+            ]
+        )
     [fast] = bootstrap_scores(labels, [Answers.of(labels, probabilities)], classes=CLASSES)
-    assert np.mean(fast["f1_macro"]) == pytest.approx(np.mean(slow), abs=0.006)
-    assert np.std(fast["f1_macro"]) == pytest.approx(np.std(slow), rel=0.2)
+    for column, name in enumerate(("f1_macro", "f1_weighted")):
+        expected = np.array(slow)[:, column]
+        assert np.mean(fast[name]) == pytest.approx(np.mean(expected), abs=0.006)
+        assert np.std(fast[name]) == pytest.approx(np.std(expected), rel=0.2)
 
 
 def test_equal_seeds_draw_equal_resamples_and_models_share_them(answers):
@@ -88,6 +103,7 @@ def test_a_faultless_model_is_not_called_certain():
     assert intervals["accuracy"].method == "wilson"
     assert intervals["accuracy"].low == pytest.approx(0.886, abs=0.002)  # 30 of 30
     assert intervals["accuracy"].high == 1
+    assert intervals["recall_weighted"] == intervals["accuracy"]
 
 
 def test_ninety_five_of_a_hundred_intervals_hold_the_truth():

@@ -37,6 +37,40 @@ def test_temperature_is_found_and_lowers_the_error(temperature):
     assert measure_ece(measure_reliability(labels, softmax(logits, temperature=found))) < 0.03
 
 
+@pytest.mark.parametrize("margin", [0.1, 5.0, 2000.0])
+def test_images_without_a_mistake_have_no_temperature(margin):
+    """Whatever the margin: at 2000 the loss is 0 at many temperatures, and a search would stop at any of them."""
+    labels = np.arange(36) % 3
+    with pytest.raises(DataError, match="all 36 images are right: no finite temperature fits them"):
+        fit_temperature(np.float32(margin) * np.eye(3, dtype=np.float32)[labels], labels)
+
+
+def test_a_single_mistake_is_enough_for_a_temperature():
+    labels = np.arange(36) % 3
+    logits = 5 * np.eye(3, dtype=np.float32)[labels]
+    labels[0] = 1
+    assert fit_temperature(logits, labels) == pytest.approx(5 / np.log(70), rel=1e-3)  # 2 / (exp(5 / T) + 2) = 1 / 36
+
+
+def test_a_temperature_beyond_the_bounds_is_refused():
+    logits, labels = draw(0.01)
+    with pytest.raises(DataError, match=r"fits best is at or below 0\.05"):
+        fit_temperature(logits, labels)
+    logits, labels = draw(1.0)
+    with pytest.raises(DataError, match="fits best is at or above 20"):
+        fit_temperature(-logits, labels)
+
+
+def test_a_run_without_a_mistake_keeps_its_temperature(run: Path, photos: Path):
+    before = (run / "spec.yaml").read_bytes()
+    result = CliRunner().invoke(app, ["calibrate", str(run), "--on", str(photos)])
+    why = "all 36 images are right: no finite temperature fits them"
+    said = f"{photos}: {why}; use more images with --on, or leave it at 1"
+    assert (type(result.exception), str(result.exception)) == (DataError, said)
+    assert (run / "spec.yaml").read_bytes() == before
+    assert not (run / "calibration.json").exists()
+
+
 def test_ece_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]], dtype=np.float32)
     bins = measure_reliability(np.array([0, 1, 0, 0]), probabilities)

@@ -33,6 +33,16 @@ def test_class_that_the_test_set_lacks_does_not_lower_the_macro_average() -> Non
     assert metrics.recall_macro == pytest.approx((2 / 3 + 1) / 2)
 
 
+def test_every_number_but_loss_and_calibration_error_has_an_interval() -> None:
+    labels, random = np.arange(300) % 6, np.random.default_rng(0)
+    probabilities = random.dirichlet(np.ones(6), size=300) + np.eye(6)[labels] * 0.05
+    metrics = compute_metrics(labels, (probabilities / 1.05).astype(np.float32), classes=list("abcdef"))
+    numbers = {name: value for name, value in metrics.model_dump().items() if isinstance(value, float)}
+    assert set(metrics.intervals) == set(numbers) - {"loss", "ece"}
+    for name, interval in metrics.intervals.items():
+        assert interval.low < numbers[name] < interval.high
+
+
 def test_nan_is_refused_with_its_count() -> None:
     broken = PROBABILITIES.copy()
     broken[1] = np.nan

@@ -55,7 +55,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def test_every_file_is_written_and_tells_the_same(tmp_path: Path) -> None:
     run, photos = write_run(tmp_path / "run"), write_photos(tmp_path / "photos")
     report = evaluate_run(run, tests={"clean": str(photos)})["clean"].report
-    assert (report.samples, report.accuracy, report.split, report.skipped) == (3, 1.0, "test", 0)
+    assert (report.samples, report.accuracy, report.split, report.skipped) == (20, 1.0, "test", 0)
     assert (run / "confusion_clean.png").read_bytes().startswith(b"\x89PNG")
     rows = read_rows(run / "predictions_clean.csv")
     assert (

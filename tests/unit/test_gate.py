@@ -82,6 +82,44 @@ def test_a_drop_within_its_margin_is_no_drop(run: Path, baseline: Path, drop, ve
         assert report.verdict == verdict, report.findings
 
 
+@pytest.mark.parametrize(("images", "verdict"), [(100, "inconclusive"), (300, "inconclusive"), (400, "successful")])
+def test_few_equal_answers_do_not_prove_that_nothing_was_lost(tmp_path: Path, write_run, images, verdict):
+    """A run that loses one image of a hundred agrees on all of 300 images once in twenty times."""
+    one, other = (store(write_run(tmp_path / name), right=images, images=images) for name in ("one", "other"))
+    [finding] = judge(one, rule('metric = "accuracy"\nmax_drop = 0.01'), baseline=other).findings
+    assert (finding.verdict, finding.value) == (verdict, 0)
+    assert finding.low < 0 < finding.high
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1_macro", "recall_macro", "auroc"])
+def test_no_drop_at_all_is_not_proved_by_equal_answers(tmp_path: Path, write_run, metric):
+    one, other = (store(write_run(tmp_path / name), right=400, images=400) for name in ("one", "other"))
+    report = judge(one, rule(f'metric = "{metric}"\nmax_drop = 0'), baseline=other)
+    assert (report.verdict, report.is_passed) == ("inconclusive", False)
+
+
+def test_a_drop_is_that_of_its_slice(tmp_path: Path, write_run):
+    """The accuracy of the slice falls by a tenth, that of the whole by a twentieth."""
+    good, worse = write_run(tmp_path / "good"), write_run(tmp_path / "worse")
+    labels, names = np.zeros(1000, dtype=np.int64), np.array([f"{number:05}" for number in range(1000)])
+    camera = np.where(np.arange(1000) < 500, "day", "night")
+    for run, lost in ((good, 0), (worse, 50)):
+        predicted = labels.copy()
+        predicted[:lost] = 1
+        answers = (0.7 * np.eye(3)[predicted] + 0.1).astype(np.float32)
+        write_stored(run, "clean", Stored(names, labels, answers, CLASSES, {"camera": camera}, IMAGES), run=run)
+    text = rule('metric = "accuracy"\nslice = "camera"\nmax_drop = 0.02')
+    day, night = judge(worse, text, baseline=good).findings
+    assert (day.verdict, day.value, day.samples) == ("failed", -0.1, 500)
+    assert (night.verdict, night.value) == ("successful", 0)
+
+
+def test_top5_of_five_classes_is_no_demand(run: Path, baseline: Path):
+    for demand in ("min = 0.9", "max_drop = 0.1"):
+        with pytest.raises(UsageError, match="top5 of clean: the run has 3 classes, and the best 5 are all of them"):
+            judge(run, rule(f'metric = "top5"\n{demand}'), baseline=baseline)
+
+
 def test_a_real_drop_fails(tmp_path: Path, write_run, baseline: Path):
     worse = store(write_run(tmp_path / "worse"), right=850, images=1000)
     [finding] = judge(worse, rule('metric = "accuracy"\nmax_drop = 0.02'), baseline=baseline).findings
