@@ -10,6 +10,7 @@
 What comes next: `imgcls evaluate RUN`, then `./build_mar.sh RUN`.
 """
 
+import shlex
 import signal
 import sys
 import time
@@ -27,7 +28,7 @@ try:
     from imgcls.data.sources import open_source
     from imgcls.training.augment import augment, make_mix
     from imgcls.training.balance import weigh_classes
-    from imgcls.training.batches import Batches, open_batches
+    from imgcls.training.batches import Batches, choose_least_part, open_batches
     from imgcls.training.checkpoint import Checkpoints, Epoch, Part, Progress
     from imgcls.training.config import TrainConfig, read_config
     from imgcls.training.distributed import World, delay_averaging, join_world
@@ -51,6 +52,7 @@ try:
         with_restart,
         with_statistics,
     )
+    from imgcls.training.step_filter import refuse_diverged
     from imgcls.training.stopping import Stop, Stopped, catch_signals
     from model.errors import ModelError
     from model.normalise import Normalise
@@ -99,7 +101,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
     # Network, loss, optimiser and schedule. channels_last is what convolutions are fastest in, on CPU and GPU.
     classes = len(spec.classes)
     network = start_network(spec, config, pixels).to(device).to(memory_format=torch.channels_last)
-    normalise = Normalise(spec).to(device)
+    normalise, least = Normalise(spec).to(device), choose_least_part(network, config, world)
     if config.find_lr:
         print(f"--lr {find_lr(network, normalise, train, config, device=device):.2g}")
         return 0
@@ -160,7 +162,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
                         optimiser.zero_grad(set_to_none=True)
                         gradient_filter.begin_step()
                         loss, right = torch.zeros((), device=device), torch.zeros((), device=device)
-                        pieces = batch._replace(pixels=pixels).split(config.accumulate)
+                        pieces = batch._replace(pixels=pixels).split(config.accumulate, least=least)
                         for place, part in enumerate(pieces, start=1):
                             images = normalise(part.pixels).contiguous(memory_format=torch.channels_last)
                             labels = targets = part.labels.to(device, non_blocking=True)
@@ -200,6 +202,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
                 # a run that is killed between two of them does this again.
                 val_loss, val_accuracy = validate(judged, normalise, val, world=world, stop=stop)
                 remark = gradient_filter.end_epoch(progress) + (privacy.write() if privacy else "")
+                refuse_diverged(judged, val_loss, epoch=number, lr=config.lr)
                 epoch = Epoch(
                     epoch=number,
                     lr=max(optimiser.param_groups[-1]["lr"], 0.0),  # one-cycle's line goes on after the last step
@@ -235,7 +238,8 @@ def train_classifier(config: TrainConfig, world: World) -> int:
         log(f"stopped early: {config.patience} epochs without a better validation accuracy")
     if privacy:
         log(f"the training images are private with {privacy.describe()}; what is not: docs/training.md")
-    log(f"wrote {run}; next: imgcls evaluate {run}, then ./build_mar.sh {run}")
+    pasted = shlex.quote(str(run))
+    log(f"wrote {run}; next: imgcls evaluate {pasted}, then ./build_mar.sh {pasted}")
     return 0
 
 

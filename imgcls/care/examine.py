@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from imgcls.data.bands import read_deep
 from imgcls.data.images import DataSource, Problem, Sample
 from imgcls.data.progress import show_progress
 from model.bands import decode_bands, is_no_picture, read_bands
@@ -30,7 +31,8 @@ class Examined:
         mode: Pillow's, of the file.
         format: Pillow's.
         size_bytes: of the file.
-        sha256: of the decoded pixels, so that the same picture in another file is found.
+        sha256: of the decoded pixels, with all 16 bits of samples that have them, so that the same picture in another
+            file is found.
     """
 
     sample: Sample
@@ -75,9 +77,17 @@ def _examine(sample: Sample, split: str, label: str) -> Examined:
     else:
         with Image.open(io.BytesIO(data)) as header:
             mode, kind, (width, height) = header.mode, str(header.format), header.size
-    content = picture.tobytes() if samples is None else samples.tobytes()
+    content = picture.tobytes() + _read_low_bytes(data) if samples is None else samples.tobytes()
     digest = hashlib.sha256(f"{picture.size} ".encode() + content).hexdigest()
     return Examined(sample, split, label, width, height, mode, kind, len(data), digest)
+
+
+def _read_low_bytes(data: bytes) -> bytes:
+    """Returns what the samples of a 16-bit picture say beside their high byte: nothing where 8 bits were widened."""
+    samples = read_deep(data)
+    if samples is None or not (samples & 255).any() or not (samples % 257).any():
+        return b""
+    return (samples & 255).astype(np.uint8).tobytes()
 
 
 def _decode(data: bytes) -> tuple[Image.Image, npt.NDArray[Any] | None]:

@@ -17,7 +17,7 @@ def compare(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Compares two runs on the same images: McNemar's exact test, and paired bootstrap intervals of differences.
+    """Compares two runs on the same images: McNemar's exact test, and intervals of the differences.
 
     Both must have been evaluated on the same test sets.
     """
@@ -35,7 +35,7 @@ def compare(
     console.width = console.width if console.is_terminal else 120
     for name, each in found.items():
         table = Table("metric", title=escape(f"{name}: {each.samples:,} images, {run} less {baseline}"))
-        for column in ("run", "baseline", "difference", "95 % (paired bootstrap)"):
+        for column in ("run", "baseline", "difference", "95 % (paired)"):
             table.add_column(column, justify="right")
         for metric, value in each.differences.items():
             span = f"{value.interval.low:+.4f} to {value.interval.high:+.4f}"

@@ -1,8 +1,9 @@
 """Two runs on the same images: is one better, and could that be chance?
 
 - McNemar's test, exact: of the images that only one of the two gets right, how many are whose? Half, by chance.
-- Paired bootstrap: both runs are scored on the same resampled images, and the differences give an interval. It also
-  serves numbers that McNemar's test says nothing of, such as F1.
+- Tango's score test gives the interval of a difference in accuracy.
+- Paired bootstrap: both runs are scored on the same resampled images, and the differences give an interval. It serves
+  numbers that neither says anything of, such as F1.
 
 Source: Dietterich, "Approximate Statistical Tests for Comparing Supervised Classification Learning Algorithms", 1998.
 """
@@ -18,6 +19,8 @@ from scipy.stats import binomtest
 from imgcls.errors import RunError
 from imgcls.evaluation.bootstrap import (
     CELL_METRICS,
+    LEVEL,
+    PROPORTIONS,
     TOP,
     Floats,
     Interval,
@@ -27,6 +30,7 @@ from imgcls.evaluation.bootstrap import (
     measure_auroc,
     score,
 )
+from imgcls.evaluation.paired_score import find_paired_score
 from imgcls.evaluation.stored import Stored, list_stored, read_stored
 
 
@@ -41,7 +45,7 @@ class McNemar(BaseModel):
 
 
 class Difference(BaseModel):
-    """One number of both runs; `difference` is the run's less the baseline's, `interval` its paired bootstrap's."""
+    """One number of both runs; `difference` is the run's less the baseline's, with its interval."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -136,11 +140,26 @@ def measure_differences(
             run=mine[metric],
             baseline=theirs[metric],
             difference=mine[metric] - theirs[metric],
-            interval=find_interval(drawn[metric]),
+            interval=measure_paired(run, baseline, metric, places=places)[1]
+            if metric in PROPORTIONS
+            else find_interval(drawn[metric]),
         )
         for metric in metrics
         if metric in drawn
     }
+
+
+def measure_paired(
+    run: Stored, baseline: Stored, metric: str, *, places: npt.NDArray[np.intp], level: float = LEVEL
+) -> tuple[float, Interval]:
+    """Compares aligned answers by a share of images, one of PROPORTIONS: the difference, and Tango's interval of it."""
+    mine, theirs = (
+        each.answers.in_top[places] if metric == "top5" else (each.answers.predicted == each.labels)[places]
+        for each in (run, baseline)
+    )
+    gained, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
+    low, high = find_paired_score(gained, lost, len(places), level=level)
+    return (gained - lost) / len(places), Interval(low=low, high=high, method="tango", resamples=0)
 
 
 def resample_differences(

@@ -27,10 +27,9 @@ from imgcls.evaluation.bootstrap import (
     score,
 )
 from imgcls.evaluation.calibration import measure_ece, measure_reliability
-from imgcls.evaluation.compare import align, resample_differences
+from imgcls.evaluation.compare import align, measure_paired, resample_differences
 from imgcls.evaluation.reports import hash_weights
 from imgcls.evaluation.stored import Stored, read_stored
-from imgcls.gate.paired_score import find_paired_score
 from imgcls.gate.policy import Policy, Rule
 from imgcls.gate.verdict import Finding, GateReport, Verdict, join_verdicts
 
@@ -144,7 +143,7 @@ def _find_slices(rule: Rule, stored: Stored) -> Iterator[tuple[str | None, Place
 
 def _measure(rule: Rule, stored: Stored, other: Stored | None, places: Places, *, policy: Policy) -> Measured:
     if other is not None and rule.metric in PROPORTIONS:
-        return _measure_paired(rule.metric, stored, other, places, confidence=policy.confidence)
+        return Measured(*measure_paired(stored, other, rule.metric, places=places, level=policy.confidence))
     if other is not None:
         value, drawn = resample_differences(stored, other, rule.metric, places=places)
         return Measured(value, find_interval(drawn, level=policy.confidence))
@@ -160,18 +159,6 @@ def _measure(rule: Rule, stored: Stored, other: Stored | None, places: Places, *
             raise RunError(f"{rule.test}: AUROC is not defined where all images are of one class; take another metric")
         return Measured(area, find_interval(resampled[0], level=policy.confidence))
     return _measure_cells(rule.metric, stored, places, confidence=policy.confidence)
-
-
-def _measure_paired(metric: str, stored: Stored, other: Stored, places: Places, *, confidence: float) -> Measured:
-    """Measures the difference of a share of images by those that only one of the two has."""
-    mine, theirs = (
-        each.answers.in_top[places] if metric == "top5" else (each.answers.predicted == each.labels)[places]
-        for each in (stored, other)
-    )
-    gained, lost = int((mine & ~theirs).sum()), int((theirs & ~mine).sum())
-    low, high = find_paired_score(gained, lost, len(places), level=confidence)
-    interval = Interval(low=low, high=high, method="tango", resamples=0)
-    return Measured((gained - lost) / len(places), interval)
 
 
 def _measure_cells(metric: str, stored: Stored, places: Places, *, confidence: float) -> Measured:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imgcls.data.bands import read_deep
 from imgcls.errors import UsageError
 from imgcls.training.config import TrainConfig
 from model.bands import Range, is_no_picture, read_bands
@@ -20,6 +21,8 @@ from model.spec import PICTURES
 
 PERCENTILES = (0.1, 99.9)  # of the measured samples: a few dead or glaring pixels do not stretch the range
 PIXELS = 65_536  # looked at of each image and band
+HALF = 2**15  # of the values of 16 bits
+FEW = 8  # levels of 256: a picture of fewer shows nothing
 
 
 def decide_ranges(config: TrainConfig, files: Sequence[bytes]) -> tuple[Range, ...] | None:
@@ -56,6 +59,39 @@ def decide_ranges(config: TrainConfig, files: Sequence[bytes]) -> tuple[Range, .
             raise UsageError(f"ranges has {len(given)} ranges; expected one for all, or {count}, one a band")
         return tuple(given) * (count if len(given) == 1 else 1)
     return _measure([samples for samples in found if len(samples) == count], is_private=config.is_private)
+
+
+def check_depth(config: TrainConfig, files: Sequence[bytes]) -> str | None:
+    """Returns a warning, or None, on pictures of 16 bits that fill less than half of them: the high byte is trained on.
+
+    Args:
+        config: of the run, which takes pictures.
+        files: some of its training images; what is said is of those with 16 bits, where most have them.
+
+    Raises:
+        UsageError: the high byte of nearly all samples is one of a few. A run that is resumed is only warned.
+    """
+    deep = [samples for samples in map(read_deep, files) if samples is not None]
+    if 2 * len(deep) <= len(files):
+        return None
+    bands = Counter(map(len, deep)).most_common(1)[0][0]
+    ranges = _measure([samples for samples in deep if len(samples) == bands], is_private=False)
+    levels = max((high >> 8) - (low >> 8) + 1 for low, high in ranges)
+    is_flat = all(high - low <= 1 for low, high in ranges)  # no range would show more
+    if is_flat or (levels >= FEW and max(high for _, high in ranges) >= HALF):
+        return None
+    found, measured = [list(pair) for pair in ranges], f"{min(ranges)[0]} to {max(high for _, high in ranges)}"
+    text = (
+        f"the images have 16 bits, of which their samples fill {measured} (0.1st to 99.9th percentile), and the high "
+        f"byte, which is what counts of a picture, only {levels} of 256 levels"
+    )
+    given = "" if config.channels in {None, bands} else " without --channels"
+    advice = f"give --ranges '{found}'{given}"
+    if config.is_private:  # these numbers would tell of the images, as part of the command and of the spec
+        text, advice = "the images have 16 bits, and fill little of them", "give --ranges as the camera has them"
+    if levels < FEW and not config.resume:
+        raise UsageError(f"{text}; {advice}")
+    return f"{text}; {advice}"
 
 
 def measure_bands(files: Sequence[bytes]) -> list[tuple[int, int]]:

@@ -1,12 +1,15 @@
 """Batches of uint8 pixels and labels: from memory where the split fits, decoded on demand where it does not."""
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from imgcls.data.images import ImageSet, Problem
@@ -21,6 +24,7 @@ from imgcls.training.randomness import Draw, drawing_at, generator_at
 from model.spec import ModelSpec
 
 MEMORY_PART = 0.4  # of the memory that is free: a split larger than this is decoded on demand
+CGROUP = Path("/sys/fs/cgroup")  # of a container, where its limits stand
 STATISTICS_IMAGES = 2_000
 VALIDATION_BATCH = 256
 
@@ -42,11 +46,12 @@ class Batch(NamedTuple):
     places: Tensor
     among: Tensor
 
-    def split(self, parts: int) -> "list[Batch]":
-        """Returns it in that many parts of nearly equal size; fewer, where it has fewer images."""
+    def split(self, parts: int, *, least: int = 1) -> "list[Batch]":
+        """Returns it in that many parts of nearly equal size; fewer, where one would have less than `least` images."""
+        parts = max(1, min(parts, len(self.labels) // least))
         if parts == 1:
             return [self]
-        pieces = torch.tensor_split(torch.arange(len(self.labels)), min(parts, len(self.labels)))
+        pieces = torch.tensor_split(torch.arange(len(self.labels)), parts)
         return [Batch(self.pixels[at], self.labels[at], self.indices[at], self.places[at], self.among) for at in pieces]
 
 
@@ -154,15 +159,17 @@ def open_batches(
 
     Raises:
         DataError: nothing can be decoded, or, with config.strict, something cannot.
-        UsageError: the batches are too small to be shared by the processes.
+        UsageError: the batches are too small to be shared by the processes, or a learning rate is sought by several.
     """
+    if config.find_lr and world.size > 1:
+        raise UsageError(f"--find-lr is for one process, not {world.size}; run python train.py")
     if config.batch_size < 2 * world.size > 2:
         raise UsageError(
             f"--batch-size is {config.batch_size} for {world.size} processes; expected at least {2 * world.size}, "
             "as all of them share each batch"
         )
     data: PixelSet | PixelDataset
-    if estimate_bytes(images, spec) <= MEMORY_PART * psutil.virtual_memory().available:
+    if estimate_bytes(images, spec) <= MEMORY_PART * measure_free_bytes():
         data = load_pixels(images, spec, strict=config.strict, workers=config.workers)
         problems = data.problems
     else:
@@ -185,6 +192,36 @@ def open_batches(
         processes=world.size,
     )
     return batches, problems
+
+
+def measure_free_bytes() -> int:
+    """Returns the memory that this process may take: of the machine's or its container's, its part.
+
+    torchrun's processes on a machine share it. Files that a container keeps in memory make way, so they count as free.
+    """
+    free = psutil.virtual_memory().available
+    with suppress(OSError, ValueError):  # no container, no limit ("max"), or cgroups of version 1
+        limit = int((CGROUP / "memory.max").read_text())
+        rows = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        used = int((CGROUP / "memory.current").read_text()) - int(rows.get("inactive_file", 0))
+        free = min(free, max(0, limit - used))
+    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def choose_least_part(network: nn.Module, config: TrainConfig, world: World) -> int:
+    """Returns how many images must at least go through the network at once: two, where a batch norm compares them.
+
+    Raises:
+        UsageError: the batches are too small for that; not of a run that is resumed, as it has come through.
+    """
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        return 1
+    if config.batch_size < (least := 2 * config.accumulate * world.size) and not config.resume:
+        raise UsageError(
+            f"--batch-size is {config.batch_size}; expected at least {least}, as a batch norm takes no single image "
+            f"(--accumulate {config.accumulate}, processes: {world.size})"
+        )
+    return 2
 
 
 class _Items(Dataset[tuple[Tensor, int, int]]):

@@ -4,13 +4,14 @@ Order of settings: flag, environment (IMGCLS_TRAIN_LR=0.1), the file given with 
 """
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -21,14 +22,16 @@ from pydantic_settings import (
 )
 
 from imgcls.errors import UsageError
+from imgcls.training.progress import log
 from model.errors import describe_validation_error
 from model.spec import Channels, Interpolation, Sample
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class TrainConfig(BaseSettings):
@@ -74,8 +77,10 @@ class TrainConfig(BaseSettings):
     )
     resize: Count | None = Field(None, description="the shorter side is resized to this before the crop; default: size")
     interpolation: Interpolation | None = Field(None, description="of the resize; default: bilinear")
-    mean: list[float] | None = Field(None, description="per channel, of 0..1; default: measured on the training images")
-    std: list[float] | None = Field(None, description="per channel; default: measured on the training images")
+    mean: list[Finite] | None = Field(
+        None, description="per channel, of 0..1; default: measured on the training images"
+    )
+    std: list[Finite] | None = Field(None, description="per channel; default: measured on the training images")
 
     epochs: Count = Field(10, description="passes over the training images")
     batch_size: Count = Field(64, description="images a step")
@@ -145,6 +150,14 @@ class TrainConfig(BaseSettings):
     workers: Count | None = Field(None, description="that decode images; default: one a core")
     golden: Count = Field(4, description="validation images kept as the archive's golden inputs")
 
+    @field_validator("noise_rate", mode="wrap")
+    @classmethod
+    def _noise_rate_is_one_of_two(cls, value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return read(value)
+        except ValidationError as err:  # has a reason for each kind that it is not
+            raise ValueError(f"noise_rate is {value!r}; expected auto, or a number above 0 and below 1") from err
+
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if self.nesterov and not self.momentum:
@@ -184,6 +197,31 @@ class TrainConfig(BaseSettings):
                 raise ValueError(f"{name} does not go together with dp_noise or dp_epsilon: {reason}; leave one off")
         return self
 
+    def find_idle(self) -> list[str]:
+        """Returns a reason for each setting that another one leaves without effect; a default is no reason.
+
+        They are no error of the configuration itself, as runs of earlier versions have been trained with such.
+        """
+        default = {name: field.default for name, field in TrainConfig.model_fields.items()}
+        found = {
+            f"nesterov is on and optimiser is {self.optimiser}; nesterov is for sgd only; leave one of them off": (
+                self.nesterov and self.optimiser != "sgd"
+            ),
+            f"momentum is {self.momentum:g} and optimiser is {self.optimiser}, which has none; leave momentum off": (
+                self.momentum != default["momentum"] and self.optimiser in {"adamw", "lion"}
+            ),
+            f"warmup_epochs is {self.warmup_epochs:g} and epochs is {self.epochs}, so the learning rate never gets to "
+            "lr; expected less warmup_epochs than epochs": self.warmup_epochs >= self.epochs,
+            f"pretrained is on and network is {self.network}, of which timm has no weights; leave pretrained off": (
+                self.weights is not None and self.pretrained and not self.network.startswith("timm/")
+            ),
+            f"noise_warmup is {self.noise_warmup} and noise_rate is not given, so no image is ever dropped; give "
+            "noise_rate, or leave noise_warmup off": (
+                self.noise_warmup != default["noise_warmup"] and self.noise_rate is None
+            ),
+        }
+        return [reason for reason, is_idle in found.items() if is_idle]
+
     @property
     def is_private(self) -> bool:
         """Whether training is differentially private."""
@@ -220,12 +258,43 @@ def read_config(arguments: Sequence[str], *, description: str) -> TrainConfig:
             return flags, env_settings, InitSettingsSource(settings_cls, from_file)
 
     try:
-        return TrainConfig.model_construct(**Sources().model_dump())
+        config = TrainConfig.model_construct(**Sources().model_dump())
     except ValidationError as err:
         where = f"settings ({file.config}, flags and environment)" if file.config else "settings"
         raise UsageError(describe_validation_error(err, where=where)) from err
     except SettingsError as err:
-        raise UsageError(f"{' '.join(str(err).split())}; lists and --parameters are JSON") from err
+        raise UsageError(_describe_unread(err, arguments)) from err
+    _refuse_idle(config, from_file)
+    return config
+
+
+def _refuse_idle(config: TrainConfig, from_file: dict[str, Any]) -> None:
+    """Refuses settings without effect; a file that repeats a run, and a run that goes on, are warned of their own."""
+    try:
+        repeated = TrainConfig(**from_file).find_idle() if from_file else []
+    except ValidationError:  # of what the flags have mended
+        repeated = []
+    for reason in config.find_idle():
+        if reason not in repeated and not config.resume:
+            raise UsageError(f"settings: {reason}")
+        log(f"warning: {reason}")
+    if config.freeze_epochs and not (config.weights or config.pretrained or config.resume):
+        log("warning: freeze_epochs is given without weights or pretrained: what is frozen has learnt nothing")
+
+
+def _describe_unread(error: SettingsError, arguments: Sequence[str]) -> str:
+    """Says what was got where a flag or the environment holds no JSON."""
+    name = next((name for name in _JSON if re.search(rf"\b{name}\b", str(error))), None)
+    if name is None:
+        return f"{' '.join(str(error).split())}; lists and --parameters are JSON"
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(f"--{name}")
+    given, where = getattr(parser.parse_known_args(arguments)[0], name), f"--{name}"
+    if given is None:
+        where = f"IMGCLS_TRAIN_{name.upper()}"
+        given = os.environ.get(where)
+    kind = "an object" if _JSON[name].startswith("{") else "a list"
+    return f"{where} is {given!r}; expected {kind} in JSON, such as '{_JSON[name]}'"
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -243,6 +312,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return re.sub(r" \(default( factory)?: (null|False|dict)\)$", "", super()._expand_help(action))
 
 
+_JSON = {"parameters": '{"widths": [32, 64]}', "ranges": "[[0, 4095]]", "mean": "[0.5]", "std": "[0.25]"}  # of each
 _METAVARS = {"str": "TEXT", "int": "N", "float": "X", "Path": "PATH"}
 
 

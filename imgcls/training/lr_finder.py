@@ -20,7 +20,8 @@ from model.normalise import Normalise
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 100
 SMOOTHING = 0.9
-LEAST_FALL = 0.95  # of the first loss: less is chance
+SETTLING = 10  # first steps, whose mean is that of few batches: it moves by chance, while the rates do nothing
+LEAST_FALL = 0.95  # of the loss after these: less is chance
 HOPELESS = 4.0  # times the lowest loss: what comes after tells nothing
 
 
@@ -33,12 +34,12 @@ def find_lr(
         RunError: the loss does not fall at any.
     """
     rates, losses = sweep(copy.deepcopy(network), normalise, train, config, device=device)
-    slopes = [later - earlier for earlier, later in pairwise(losses)]
-    if not slopes or min(losses) > LEAST_FALL * losses[0]:
+    slopes = [later - earlier for earlier, later in pairwise(losses[SETTLING:])]
+    if not slopes or min(losses) > LEAST_FALL * losses[SETTLING]:
         raise RunError(
             f"the loss hardly falls at any learning rate from {LOWEST:g} to {HIGHEST:g}; look at data and labels"
         )
-    return rates[slopes.index(min(slopes))]
+    return rates[SETTLING + slopes.index(min(slopes))]
 
 
 def sweep(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,10 +20,11 @@ from torch import Tensor, nn
 
 from imgcls.data.images import ImageSet
 from imgcls.errors import RunError, UsageError
-from imgcls.training.bands import decide_ranges, measure_bands
+from imgcls.training.bands import check_depth, decide_ranges, measure_bands
 from imgcls.training.checkpoint import list_checkpoints
 from imgcls.training.config import TrainConfig
 from imgcls.training.distributed import count_restarts
+from imgcls.training.progress import log
 from model.errors import ImageError, describe_validation_error
 from model.images import decode_image
 from model.network import build_network
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 PROBED = 64  # images looked at to decide channels and size
 STATISTICS_IMAGES = 10_000
+COUNTED_AT_ONCE = 256  # images
+NAMED = 5  # tensors that a line names
+PICKLES = {".pth", ".pt", ".bin", ".ckpt", ".pkl"}
 WHITENED_AT_ONCE = 64  # images, as their patches take 32 times the memory of their pixels
 PHOTO_SIZE = 224
 INTERPOLATION: Interpolation = "bilinear"
@@ -129,11 +134,13 @@ def decide_spec(config: TrainConfig, images: ImageSet) -> ModelSpec:
     Mean and standard deviation are still 0 and 1 where they are to be measured: `with_statistics` fills them in.
 
     Raises:
-        UsageError: mean, std or ranges do not have one value a channel, resize is smaller than size, or no file holds
-            the bands that were asked for.
+        UsageError: mean, std or ranges do not have one value a channel, resize is smaller than size, no file holds
+            the bands that were asked for, or 16-bit pictures are all but black.
     """
     files = _read_some(images)
     ranges = decide_ranges(config, files)
+    if ranges is None and (warning := check_depth(config, files)):
+        log(f"warning: {warning}")
     pictures = _open_all(files) if ranges is None else []
     sizes = [picture.size for picture in pictures] if ranges is None else measure_bands(files)
     channels: Channels = len(ranges) if ranges else config.channels or _common_channels(pictures)
@@ -163,8 +170,7 @@ def with_statistics(spec: ModelSpec, config: TrainConfig, pixels: Tensor) -> Mod
     if config.is_private:
         middle = [0.5] * spec.channels
         return spec.model_copy(update={"mean": tuple(config.mean or middle), "std": tuple(config.std or middle)})
-    scaled = _choose_some(pixels).float() / 255
-    mean, std = scaled.mean((0, 2, 3)).tolist(), scaled.std((0, 2, 3)).clamp(min=1e-3).tolist()
+    mean, std = _measure(_choose_some(pixels))
     return spec.model_copy(
         update={
             "mean": tuple(config.mean or [round(value, 4) for value in mean]),
@@ -201,11 +207,23 @@ def _choose_some(pixels: Tensor) -> Tensor:
     return pixels[:: math.ceil(len(pixels) / STATISTICS_IMAGES)]
 
 
+def _measure(pixels: Tensor) -> tuple[list[float], list[float]]:
+    """Returns each channel's mean and standard deviation, of 0 to 1; counted, so that no copy in floats is made."""
+    counts = torch.zeros((pixels.shape[1], 256), dtype=torch.float64)
+    for chunk in torch.split(pixels, COUNTED_AT_ONCE):
+        for channel, values in enumerate(chunk.unbind(1)):
+            counts[channel] += values.flatten().bincount(minlength=256)
+    levels, number = torch.arange(256, dtype=torch.float64) / 255, counts[0].sum()
+    mean = (counts * levels).sum(1) / number
+    variance = (counts * (levels - mean[:, None]).square()).sum(1) / (number - 1)
+    return mean.tolist(), variance.sqrt().clamp(min=1e-3).tolist()
+
+
 def _load_fitting(network: nn.Module, path: Path) -> None:
     try:
         state = load_file(path)
     except (OSError, SafetensorError) as err:
-        raise RunError(f"{path}: cannot be read as safetensors: {err}") from err
+        raise RunError(f"{path}: cannot be read as safetensors: {err}{_advise(path)}") from err
     own = network.state_dict()
     fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     if len(fitting) < len(own) / 2:
@@ -213,6 +231,22 @@ def _load_fitting(network: nn.Module, path: Path) -> None:
             f"{path}: only {len(fitting)} of the network's {len(own)} tensors fit; these are weights of another network"
         )
     network.load_state_dict(fitting, strict=False)
+    fresh = [name for name in own if name not in fitting]
+    named = ", ".join(fresh[:NAMED]) + (f" and {len(fresh) - NAMED} more" if len(fresh) > NAMED else "")
+    log(f"took {len(fitting)} of {len(own)} tensors of {path}{'; fresh: ' * bool(fresh)}{named}")
+
+
+def _advise(path: Path) -> str:
+    """Returns what makes safetensors of a file that torch has pickled, as the end of an error."""
+    if path.suffix.lower() not in PICKLES or not path.is_file():
+        return ""
+    made = path.with_suffix(".safetensors")
+    code = (
+        "import torch; from safetensors.torch import save_file; "
+        f"s = torch.load({str(path)!r}, map_location='cpu', weights_only=True); s = s.get('state_dict', s); "
+        f"save_file({{k: v.clone().contiguous() for k, v in s.items()}}, {str(made)!r})"
+    )
+    return f"; convert it with python -c {shlex.quote(code)}, then give --weights {shlex.quote(str(made))}"
 
 
 def _load_pretrained(spec: ModelSpec) -> nn.Module:
@@ -228,7 +262,7 @@ def _load_pretrained(spec: ModelSpec) -> nn.Module:
     except (OSError, RuntimeError, ValueError) as err:  # the hub's errors are OSErrors
         reason = str(err).splitlines()[0]
         raise RunError(
-            f"timm's weights of {name} cannot be fetched ({reason}); give a local file with --weights"
+            f"timm's weights of {name} cannot be fetched ({reason}); give a local file with --weights too"
         ) from err
     return network
 

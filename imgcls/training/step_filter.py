@@ -118,6 +118,18 @@ class StepFilter:
             torch._foreach_mul_(gradients, self.clip_norm / norm)
 
 
+def refuse_diverged(network: nn.Module, val_loss: float, *, epoch: int, lr: float) -> None:
+    """Raises RunError where the weights of an epoch are of no use, before they become the run's."""
+    is_finite = torch.stack([parameter.detach().isfinite().all() for parameter in network.parameters()]).all()
+    if math.isfinite(val_loss) and is_finite:
+        return
+    what = f"the validation loss is {val_loss:g}" if is_finite else "some weights are not finite"
+    raise RunError(
+        f"epoch {epoch}: {what}: the network has diverged; its weights are not written, those of a better epoch before "
+        f"are kept; lower --lr, which is {lr:g}"
+    )
+
+
 def find_limit(values: Sequence[float] | deque[float], *, k: float) -> float:
     """Returns median + k times the scaled median absolute deviation: outliers among the values hardly move it."""
     median = statistics.median(values)

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import minimize_scalar
 
 from imgcls.evaluation.bootstrap import find_wilson
-from imgcls.gate.paired_score import find_paired_score
+from imgcls.evaluation.paired_score import find_paired_score
 
 DRAWS = 20_000
 

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,67 @@ def test_a_written_configuration_repeats_the_run(tmp_path: Path):
         (("--seed", str(2**70)), "seed: "),
         (("--channels", "65"), "channels: "),
         (("--mean", "half"), "mean"),
+        (("--mean", "[NaN]"), r"mean\.0: .*finite"),
+        (("--mean", "[0.5,"), r"^--mean is '\[0\.5,'; expected a list in JSON, such as '\[0\.5\]'$"),
+        (("--parameters", "notjson"), r"^--parameters is 'notjson'; expected an object in JSON, such as '\{\"widths\""),
+        (("--parameters=[1]",), r"^--parameters is '\[1\]'; expected an object in JSON"),
+        (("--noise-rate", "1.5"), r"^settings: noise_rate is '1\.5'; expected auto, or a number above 0 and below 1$"),
+        (("--lr", "inf"), "lr: .*finite"),
+        (("--clip-norm", "inf"), "clip_norm: .*finite"),
+        (("--warmup-epochs", "inf"), "warmup_epochs: .*finite"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_on_one_line(flags, message):
     with pytest.raises(UsageError, match=message) as caught:
         read(*flags)
     assert "\n" not in str(caught.value)
+
+
+def test_a_variable_that_is_no_json_is_named(monkeypatch):
+    monkeypatch.setenv("IMGCLS_TRAIN_PARAMETERS", "widths")
+    with pytest.raises(UsageError, match=r"^IMGCLS_TRAIN_PARAMETERS is 'widths'; expected an object in JSON, such as"):
+        read()
+
+
+IDLE = {
+    "nesterov is on and optimiser is muon; nesterov is for sgd only": ("--nesterov", "--optimiser", "muon"),
+    "momentum is 0.5 and optimiser is lion, which has none": ("--momentum", "0.5", "--optimiser", "lion"),
+    "warmup_epochs is 3 and epochs is 3, so": ("--warmup-epochs", "3", "--epochs", "3"),
+    "pretrained is on and network is simple_cnn": ("--weights", "a.safetensors", "--pretrained"),
+    "noise_warmup is 2 and noise_rate is not given": ("--noise-warmup", "2"),
+}
+
+
+@pytest.mark.parametrize("reason", IDLE)
+def test_a_setting_without_effect_is_refused_unless_a_run_goes_on_or_is_repeated(tmp_path: Path, capsys, reason):
+    with pytest.raises(UsageError, match=rf"^settings: {re.escape(reason)}") as caught:
+        read(*IDLE[reason])
+    assert "\n" not in str(caught.value)
+    resumed = read(*IDLE[reason], "--resume")  # of an earlier version, which trained with it
+    assert f"warning: {reason}" in capsys.readouterr().err
+    file = tmp_path / "train_config.yaml"
+    file.write_text(resumed.dump())
+    assert read("--config", str(file)) == resumed.model_copy(update={"resume": False})
+    assert f"warning: {reason}" in capsys.readouterr().err
+
+
+def test_a_flag_that_leaves_a_setting_of_the_file_without_effect_is_refused(tmp_path: Path, capsys):
+    file = tmp_path / "train_config.yaml"
+    file.write_text(read("--nesterov", "--momentum", "0.5").dump())
+    with pytest.raises(UsageError, match="nesterov is on and optimiser is adamw"):
+        read("--config", str(file), "--optimiser", "adamw")
+    default = tmp_path / "default.yaml"
+    default.write_text(read("--noise-rate", "auto").dump())
+    config = read("--config", str(default), "--optimiser", "adamw", "--warmup-epochs", "9")
+    assert (config.momentum, config.noise_warmup, config.noise_rate) == (0.9, 5, "auto")
+    assert capsys.readouterr().err == ""
+
+
+def test_freezing_what_has_learnt_nothing_is_warned_of(capsys):
+    read("--freeze-epochs", "1", "--weights", "a.safetensors")
+    assert capsys.readouterr().err == ""
+    assert read("--freeze-epochs", "1").freeze_epochs == 1
+    assert "warning: freeze_epochs is given without weights or pretrained" in capsys.readouterr().err
 
 
 def test_an_unknown_flag_ends_with_usage(capsys):
