@@ -25,6 +25,7 @@ import imgcls.archive.build  # noqa: F401 (here, as model_archiver leaves a file
 from imgcls.archive.contents import extract
 from imgcls.archive.testing import ServedArchive, load_archive
 from imgcls.cli.archive import app
+from imgcls.cli.main import main
 from model.labels import dump_labels
 from model.network import build_network
 from model.spec import ModelSpec, dump_spec
@@ -38,6 +39,7 @@ SPEC = ModelSpec(
 Encode = Callable[..., bytes]
 WriteRun = Callable[..., Path]
 Load = Callable[..., ServedArchive]
+Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="session")
@@ -175,5 +177,21 @@ def train_photos(train: ModuleType, photos: Path) -> Callable[..., int]:
     def run(out: Path, *arguments: object, data: Path = photos, epochs: int = 1) -> int:
         settings: Sequence[object] = ("--data", data, "--out", out, "--epochs", epochs, "--batch-size", 8, *arguments)
         return train.main([str(value) for value in settings])
+
+    return run
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """command("archive", "sign", …) -> exit status, stdout, stderr of imgcls."""
+    monkeypatch.setattr("signal.signal", lambda number, action: None)
+    monkeypatch.delenv("IMGCLS_TRUST", raising=False)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["imgcls", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
 
     return run

@@ -14,7 +14,6 @@ from handler.trust import read_trust
 from imgcls.archive.keys import create_keys
 from imgcls.archive.pack import pack_tree, write_manifest
 from imgcls.archive.signing import sign_archive, signer_with_key
-from imgcls.cli.main import main
 
 Command = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
@@ -35,21 +34,9 @@ main()
 """
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], folder: Path) -> Command:
-    """command("verify", …) -> exit status, stdout, stderr of `imgcls archive verify …`, in the folder."""
-    monkeypatch.setattr("signal.signal", lambda number, action: None)
-    monkeypatch.delenv("IMGCLS_TRUST", raising=False)
+@pytest.fixture(autouse=True)
+def in_folder(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.chdir(folder)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["imgcls", "archive", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
@@ -71,15 +58,15 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("verb", ["verify", "inspect"])
 def test_the_variable_s_trust_file_holds_as_for_serve(command: Command, monkeypatch: pytest.MonkeyPatch, verb: str):
-    assert command(verb, "../unsigned.mar")[0] == 0
+    assert command("archive", verb, "../unsigned.mar")[0] == 0
     file = Path("../trust/signed.yaml").absolute()
     monkeypatch.setenv("IMGCLS_TRUST", str(file))
-    code, out, err = command(verb, "../unsigned.mar")
+    code, out, err = command("archive", verb, "../unsigned.mar")
     said = "".join((out + err).split())  # a screen wraps long paths
     assert code == 1 and "thearchiveisnotsigned" in said and "signed.yaml" in said
-    code, out, _ = command(verb, "../signed.mar")
+    code, out, _ = command("archive", verb, "../signed.mar")
     assert code == 0 and f"trust{file},policysigned" in "".join(out.split())
-    code, out, _ = command(verb, "../signed.mar", "--json")
+    code, out, _ = command("archive", verb, "../signed.mar", "--json")
     answer = json.loads(out)
     told = answer if verb == "verify" else answer["proof"]
     assert (told["verified"], told["trust_file"], told["policy"]) == (True, str(file), "signed")
@@ -89,15 +76,15 @@ def test_the_variable_s_trust_file_holds_as_for_serve(command: Command, monkeypa
 @pytest.mark.parametrize("verb", ["verify", "inspect"])
 def test_the_flag_wins_over_the_variable(command: Command, monkeypatch: pytest.MonkeyPatch, verb: str):
     monkeypatch.setenv("IMGCLS_TRUST", str(Path("../trust/signed.yaml").absolute()))
-    code, out, _ = command(verb, "../unsigned.mar", "--trust", "../trust/hash.yaml")
+    code, out, _ = command("archive", verb, "../unsigned.mar", "--trust", "../trust/hash.yaml")
     assert code == 0 and re.search(r"^trust +\.\./trust/hash\.yaml, policy hash$", out, re.M)
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect"])
 def test_trust_yaml_of_the_folder_holds(command: Command, folder: Path, verb: str):
     (folder / "trust.yaml").write_text("policy: signed\nkeys: [../trust/keys/release.pub]\n")
-    assert command(verb, "../unsigned.mar")[0] == 1
-    assert command(verb, "../signed.mar")[0] == 0
+    assert command("archive", verb, "../unsigned.mar")[0] == 1
+    assert command("archive", verb, "../signed.mar")[0] == 0
 
 
 @pytest.mark.parametrize("verb", ["verify", "inspect"])
@@ -106,7 +93,7 @@ def test_a_variable_that_names_no_file_is_an_error(
     command: Command, monkeypatch: pytest.MonkeyPatch, verb: str, named: str, message: str
 ):
     monkeypatch.setenv("IMGCLS_TRUST", named)
-    code, out, err = command(verb, "../signed.mar")
+    code, out, err = command("archive", verb, "../signed.mar")
     assert (code, out) == (2, "") and message in err
 
 
@@ -115,17 +102,20 @@ def test_a_foreign_archive_fails_where_something_is_demanded_of_it(command: Comm
 
     with zipfile.ZipFile(folder / "foreign.mar", "w") as archive:
         archive.writestr("MAR-INF/MANIFEST.json", '{"model": {"modelName": "x", "modelVersion": "1"}}')
-    codes = {policy: command("inspect", "foreign.mar", "--trust", f"../trust/{policy}.yaml")[0] for policy in POLICIES}
+    codes = {
+        policy: command("archive", "inspect", "foreign.mar", "--trust", f"../trust/{policy}.yaml")[0]
+        for policy in POLICIES
+    }
     assert codes == {"signed": 1, "hash": 1, "off": 0}
 
 
 @pytest.mark.parametrize("policy", ["hash", "off"])
 def test_a_signature_that_a_policy_does_not_ask_for_is_called_so(command: Command, policy: str):
     file = f"../trust/{policy}.yaml"
-    _, out, err = command("verify", "../signed.mar", "--trust", file)
+    _, out, err = command("archive", "verify", "../signed.mar", "--trust", file)
     assert f"signed    yes, but not checked: {file}'s policy is {policy}\n" in out and err == ""
-    assert "signed    yes, but not checked: give --trust FILE\n" in command("verify", "../signed.mar")[1]
-    _, out, _ = command("inspect", "../signed.mar", "--trust", file)
+    assert "signed    yes, but not checked: give --trust FILE\n" in command("archive", "verify", "../signed.mar")[1]
+    _, out, _ = command("archive", "inspect", "../signed.mar", "--trust", file)
     assert f"not checked against trusted keys: {file}'s policy is {policy}" in " ".join(out.split())
 
 
@@ -152,7 +142,7 @@ def test_signers_whom_a_policy_does_not_ask_for_are_warned_of(folder: Path, poli
 
 
 def test_the_error_of_a_trust_file_that_is_not_there_tells_one_that_works(command: Command, folder: Path):
-    code, _, err = command("verify", "../signed.mar", "--trust", "trust.yaml")
+    code, _, err = command("archive", "verify", "../signed.mar", "--trust", "trust.yaml")
     assert code == 2
     written = err.strip().partition("; write one: ")[2]
     create_keys("release", folder / "keys")

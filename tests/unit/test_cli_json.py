@@ -10,26 +10,13 @@ import pytest
 from handler.layout import EARLIEST
 from imgcls.archive.keys import create_keys
 from imgcls.archive.pack import pack_tree, write_manifest
-from imgcls.cli.main import main
 
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """command("archive", "verify", …) -> exit status, stdout, stderr of imgcls, in the test's folder."""
-    monkeypatch.setattr("signal.signal", lambda number, action: None)
-    monkeypatch.delenv("IMGCLS_TRUST", raising=False)
+@pytest.fixture(autouse=True)
+def in_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["imgcls", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ from imgcls.archive.pack import pack_tree, write_manifest
 from imgcls.archive.signing import sign_archive, signer_with_key
 from imgcls.archive.trust import check_archive_trust, detached_signature
 from imgcls.archive.verify import verify_archive
-from imgcls.cli.main import main
 from imgcls.errors import ArchiveError, UsageError
 
 UPSTREAM = Path(sys.executable).parent / "model_signing"
@@ -33,20 +32,9 @@ CREATED = datetime(1980, 1, 1, tzinfo=UTC)
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """command("archive", "sign", …) -> exit status, stdout, stderr of imgcls."""
-    monkeypatch.setattr("signal.signal", lambda number, action: None)
+@pytest.fixture(autouse=True)
+def without_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["imgcls", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture
