@@ -16,7 +16,6 @@ from pathlib import Path
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", ResourceWarning)  # torch-model-archiver leaves a file open
     from model_archiver.model_archiver_config import ModelArchiverConfig
-    from model_archiver.model_archiver_error import ModelArchiverError
     from model_archiver.model_packaging_utils import ModelExportUtils
 
 from handler.integrity import (
@@ -30,6 +29,7 @@ from handler.integrity import (
 )
 from handler.layout import CREATED_FORMAT, EARLIEST, OnBytes, open_layout
 from imgcls.archive.contents import MANIFEST
+from imgcls.archive.verify import NAME
 from imgcls.errors import ArchiveError, UsageError
 from model.spec import WEIGHTS_FILE
 
@@ -40,11 +40,9 @@ HANDLER = "handler.entry"  # TorchServe imports it by this name from the unpacke
 def refuse_bad_names(*, name: str, version: str) -> None:
     """Raises ArchiveError where TorchServe does not accept the name, or the version cannot be part of a URL."""
     for what, text in (("name", name), ("version", version)):
-        try:
-            ModelExportUtils.check_model_name_regex_or_exit(text)
-        except ModelArchiverError as err:
+        if not NAME.fullmatch(text):
             expected = "letters, digits, '_', '-' and '.', the first a letter or digit"
-            raise ArchiveError(f"{what} is {text!r}; expected {expected}") from err
+            raise ArchiveError(f"{what} is {text!r}; expected {expected}")
 
 
 def read_build_time() -> datetime:
