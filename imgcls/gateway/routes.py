@@ -32,6 +32,9 @@ GRPC_SERVICES = (
 # ask another worker. Our handler's own 507 is of an image that did not fit into memory: one more try does no harm.
 WORKER_DIED = 507
 RETRIES = 2
+# TorchServe answers nobody whose request it had taken for a batch that a worker's death left ungathered. So who has
+# waited for so long is asked for once more, beside the first, and gets the answer that comes first.
+ASK_AGAIN_AFTER = 0.5  # of the time that a request has
 
 
 def public_routes(table: Table, settings: Settings, *, guard: Resource) -> Resource:
@@ -141,6 +144,7 @@ def _to_version(model: Model, version: str, settings: Settings) -> Resource:
             "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
             "retriable_status_codes": [WORKER_DIED],
             "num_retries": RETRIES,
+            "per_try_timeout": duration(settings.limits.request_timeout_s * ASK_AGAIN_AFTER),
             "retry_back_off": {"base_interval": "0.025s", "max_interval": "0.25s"},
             "retry_host_predicate": [
                 {
@@ -150,6 +154,7 @@ def _to_version(model: Model, version: str, settings: Settings) -> Resource:
             ],
             "host_selection_retry_max_attempts": 3,
         },
+        "hedge_policy": {"hedge_on_per_try_timeout": True},
     }
 
 

@@ -9,15 +9,18 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 
 from bench.open_loop import Load, open_loop
 from bench.tiny import make_tiny_run
 from imgcls.archive.build import build_archive
 from imgcls.archive.stage import ServingOptions
+from imgcls.gateway.routes import ASK_AGAIN_AFTER
 from imgcls.rollout.plan import Plan
 from imgcls.rollout.rollouts import steps_of
 from imgcls.rollout.state import RolloutFiles
@@ -25,8 +28,10 @@ from tests.support.archives import build
 from tests.support.gateway import Live, live_gateway, write_image
 
 RATE = 60
-CALM_RATE = 20  # so that what comes in the 10 s that a slow machine's workers take to start is within max_in_flight
+CALM_RATE = 6  # so that what comes in the 30 s that a busy machine's workers take to start is within max_in_flight
 RESPONSE_TIMEOUT_S = 4
+REQUEST_TIMEOUT_S = 40
+LOST_S = REQUEST_TIMEOUT_S * ASK_AGAIN_AFTER + 2  # by then what TorchServe has lost is asked again
 PLAN = """
 keep_warm_s = 1.0
 [shadow]
@@ -65,19 +70,37 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def live(archives: dict[str, Path], tmp_path: Path) -> Iterator[Live]:
-    with live_gateway(archives["1.0"], tmp_path / "state", workers=2) as live:
+    options = ("--gateway-config", limited(tmp_path, REQUEST_TIMEOUT_S))
+    with live_gateway(archives["1.0"], tmp_path / "state", workers=2, options=options) as live:
         yield live
 
 
-def strike(live: Live, image: Path, folder: Path, fault: Callable[[], object], *, name: str, rate: int = RATE) -> Load:
+def limited(folder: Path, request_timeout_s: int) -> Path:
+    """Returns a gateway.yaml with that limit."""
+    path = folder / "gateway.yaml"
+    path.write_text(f"limits:\n  request_timeout_s: {request_timeout_s}\n")
+    return path
+
+
+def strike(
+    live: Live,
+    image: Path,
+    folder: Path,
+    fault: Callable[[], object],
+    *,
+    name: str,
+    rate: int = RATE,
+    at_least_s: float = 0,
+) -> Load:
     """Does something under load, waits until all is ready again, and prints what clients saw."""
     workers = live.member.versions("imgcls")["1.0"].ready_workers
     with open_loop(live.url, image, folder, rate=rate) as load:
+        began_s = time.monotonic()
         fault()
         time.sleep(1.5)  # for the supervisor to see it
         ready_s = 1.5 + live.wait_until_ready()
         wait_for_workers(live, workers)  # a batch of one that was killed is answered when that one is back
-        time.sleep(2)
+        time.sleep(max(2.0, at_least_s - (time.monotonic() - began_s)))
     print(
         f"fault: {name}: {len(load.answers)} requests, {len(load.failed)} failed {load.statuses()}, "
         f"interrupted {load.interruption_s():.1f} s, ready after {ready_s:.1f} s, dropped {load.dropped}"
@@ -97,7 +120,14 @@ def kill(pid: int) -> None:
 
 
 def test_a_killed_worker_costs_no_request(live: Live, image: Path, tmp_path: Path) -> None:
-    load = strike(live, image, tmp_path, lambda: kill(live.worker_pids("1.0")[0]), name="kill -9 of one of two workers")
+    load = strike(
+        live,
+        image,
+        tmp_path,
+        lambda: kill(live.worker_pids("1.0")[0]),
+        name="kill -9 of one of two workers",
+        at_least_s=LOST_S,
+    )
     assert not load.failed
 
 
@@ -109,8 +139,27 @@ def test_all_workers_killed_cost_no_request_but_time(live: Live, image: Path, tm
         lambda: [kill(pid) for pid in live.worker_pids("1.0")],
         name="kill -9 of all workers",
         rate=CALM_RATE,
+        at_least_s=LOST_S,
     )
     assert not load.failed
+
+
+def test_what_torchserve_loses_with_a_worker_is_asked_again(image: Path, tmp_path: Path) -> None:
+    """TorchServe forgets what it had taken from its queue for a batch that it still gathered (docs/torchserve.md)."""
+    serving = ServingOptions(workers=1, max_batch_delay_ms=2000)
+    archive = build_archive(make_tiny_run(tmp_path / "run"), tmp_path, version="1.0", options=serving)
+    options = ("--gateway-config", limited(tmp_path, 16))
+    with (
+        live_gateway(archive, tmp_path / "state", options=options) as live,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        began_s = time.monotonic()
+        answer = pool.submit(requests.post, live.url, data=image.read_bytes(), timeout=60)
+        time.sleep(1)
+        kill(live.worker_pids("1.0")[0])
+        assert answer.result().status_code == 200, answer.result().text
+        waited_s = time.monotonic() - began_s
+    print(f"fault: kill -9 of a worker whose batch is gathered: answered after {waited_s:.1f} s")
 
 
 def test_a_worker_that_hangs_is_replaced_and_its_batch_is_answered(live: Live, image: Path, tmp_path: Path) -> None:

@@ -55,12 +55,13 @@ class Seen:
 
 
 class Upstream(Server):
-    """Stands where TorchServe would; answers with `status` and remembers every request."""
+    """Stands where TorchServe would: answers with `status`, but for what it forgets, and remembers every request."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.seen: list[Seen] = []
         self.status = 200
+        self.forgets = 0
 
     @property
     def port(self) -> int:
@@ -88,6 +89,10 @@ class _Handler(BaseHTTPRequestHandler):
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.seen.append(Seen(self.command, self.path, headers, body))
+        if self.server.forgets > 0:
+            self.server.forgets -= 1
+            self.rfile.read()  # until Envoy gives up
+            return
         self.send_response(self.server.status)
         self.send_header("content-length", "2")
         self.end_headers()

@@ -1,0 +1,43 @@
+"""A request that the server behind the gateway never answers: it is asked again beside the first."""
+
+import time
+
+import pytest
+
+from imgcls.gateway.settings import Limits, Settings
+
+REQUEST_TIMEOUT_S = 3.0
+
+
+@pytest.fixture
+def gateway(running):
+    with running(Settings(limits=Limits(request_timeout_s=REQUEST_TIMEOUT_S))) as gateway:
+        yield gateway
+
+
+def test_what_is_forgotten_is_asked_again_after_half_of_its_time(gateway):
+    gateway.upstream.forgets = 1
+    began_s = time.monotonic()
+    assert gateway.ask(body=b"the picture").status == 200
+    assert time.monotonic() - began_s >= REQUEST_TIMEOUT_S / 2
+    assert [seen.body for seen in gateway.seen] == [b"the picture"] * 2
+
+
+def test_what_is_forgotten_twice_ends_in_time(gateway):
+    gateway.upstream.forgets = 2
+    began_s = time.monotonic()
+    assert gateway.ask().status == 504
+    assert REQUEST_TIMEOUT_S <= time.monotonic() - began_s < REQUEST_TIMEOUT_S + 2
+    assert len(gateway.seen) == 2
+
+
+def test_a_client_that_waits_less_than_half_is_not_asked_for_again(gateway):
+    gateway.upstream.forgets = 1
+    assert gateway.ask(headers={"X-Timeout-Ms": "1000"}).status == 504
+    assert len(gateway.seen) == 1
+
+
+def test_what_fails_at_once_is_not_asked_for_again(gateway):
+    gateway.upstream.status = 500
+    assert gateway.ask().status == 500
+    assert len(gateway.seen) == 1
