@@ -153,6 +153,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
                         pixels = augment(
                             batch.pixels.to(device, non_blocking=True),
                             flip=config.flip,
+                            vertical_flip=config.vertical_flip,
                             shift=config.shift,
                             generator=generator_at(Draw.AUGMENT, *position),
                             places=batch.places,

@@ -84,12 +84,18 @@ def to_pixels(
     Returns:
         uint8, shape (spec.channels, spec.size, spec.size).
     """
-    square = find_square(box or (0, 0, *image.size), spec)
+    return resample(image, spec, find_square(box or (0, 0, *image.size), spec), exact=exact)
+
+
+def resample(
+    image: Image.Image | Bands, spec: ModelSpec, box: tuple[float, float, float, float], *, exact: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Resizes a part of an image, of any shape, to the network's input; arguments and result as in `to_pixels`."""
     squares = [
         part.resize(
             (spec.size, spec.size),
             _RESAMPLING[spec.interpolation],
-            box=square,
+            box=box,
             reducing_gap=None if exact else REDUCING_GAP,
         )
         for part in (image.planes if isinstance(image, Bands) else [image])

@@ -14,16 +14,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from imgcls.data.images import ImageSet, Perturb, Problem, Sample
 from imgcls.data.progress import show_progress
 from imgcls.errors import DataError
+from model.bands import Bands
 from model.errors import ImageError
-from model.preprocess import decode_whole, pixels_from_bytes, to_pixels
+from model.preprocess import decode_whole, pixels_from_bytes, resample, to_pixels
 from model.spec import ModelSpec
 
+Crop = Callable[[Image.Image | Bands], tuple[float, float, float, float]]  # left, top, right and bottom
 _Decoded = npt.NDArray[np.uint8] | Problem
 
 _SMALL_FILE_BYTES = 16_384
@@ -137,8 +140,12 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         """Decodes one image."""
+        return self.read(index)
+
+    def read(self, index: int, *, crop: Crop | None = None) -> tuple[Tensor, int]:
+        """Decodes one image; of a crop, that part of it is stretched to the network's input."""
         sample = self.images.samples[index]
-        decoded = _decode(sample, self.spec, perturb=self.perturb)
+        decoded = _decode(sample, self.spec, perturb=self.perturb, crop=crop)
         if isinstance(decoded, Problem):
             raise DataError(f"{decoded.name}: {decoded.reason}; remove it or run drop_unreadable first")
         return torch.from_numpy(decoded), sample.label
@@ -185,14 +192,16 @@ def _measure(sample: Sample) -> int:
         return 0
 
 
-def _decode(sample: Sample, spec: ModelSpec, *, perturb: Perturb | None) -> _Decoded:
+def _decode(sample: Sample, spec: ModelSpec, *, perturb: Perturb | None, crop: Crop | None = None) -> _Decoded:
     try:
-        if perturb is None:
+        if perturb is None and crop is None:
             return pixels_from_bytes(sample.read(), spec)
         image = decode_whole(sample.read(), spec)
     except (ImageError, OSError) as err:
         return Problem(sample.name, str(err))
-    return to_pixels(perturb(image, zlib.crc32(sample.name.encode())), spec)
+    if perturb is not None:
+        image = perturb(image, zlib.crc32(sample.name.encode()))
+    return to_pixels(image, spec) if crop is None else resample(image, spec, crop(image))
 
 
 def _refuse(images: ImageSet, problems: Sequence[Problem], *, strict: bool) -> None:

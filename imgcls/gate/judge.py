@@ -157,7 +157,8 @@ def _measure(rule: Rule, stored: Stored, other: Stored | None, places: Places, *
         area, resampled = measure_auroc(labels, probabilities), bootstrap_auroc(labels, [probabilities])
         if area is None or resampled is None:
             raise RunError(f"{rule.test}: AUROC is not defined where all images are of one class; take another metric")
-        return Measured(area, find_interval(resampled[0], level=policy.confidence))
+        interval = find_interval(resampled[0], level=policy.confidence)
+        return Measured(area, _widen(area, interval, labels, confidence=policy.confidence))
     return _measure_cells(rule.metric, stored, places, confidence=policy.confidence)
 
 
@@ -168,7 +169,15 @@ def _measure_cells(metric: str, stored: Stored, places: Places, *, confidence: f
     interval = find_interval(drawn[metric], level=confidence)
     if metric in PROPORTIONS and interval.low == interval.high:
         interval = find_wilson(round(value * len(labels)), len(labels), level=confidence)
-    return Measured(value, interval)
+    return Measured(value, _widen(value, interval, labels, confidence=confidence))
+
+
+def _widen(value: float, interval: Interval, labels: npt.NDArray[np.int64], *, confidence: float) -> Interval:
+    """Returns a faultless number's interval, which resampling leaves without width: Wilson's of its rarest class."""
+    if value < 1 or interval.low < 1:
+        return interval
+    rarest = int(np.unique(labels, return_counts=True)[1].min())
+    return find_wilson(rarest, rarest, level=confidence)
 
 
 def _decide(measured: Measured, demand: str, limit: float, *, by: str) -> tuple[Verdict, str]:

@@ -6,12 +6,15 @@ What is drawn is a function of seed and position (imgcls.training.randomness), s
 from collections.abc import Callable
 
 import torch
+from PIL import Image
 from torch import Generator, Tensor
 from torch.nn import functional
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
 
+from imgcls.data.pixels import Crop
 from imgcls.errors import UsageError
 from imgcls.training.config import TrainConfig
+from model.bands import Bands
 from model.spec import ModelSpec
 
 Transform = Callable[[Tensor], Tensor]
@@ -19,13 +22,21 @@ Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def augment(
-    pixels: Tensor, *, flip: bool, shift: int, generator: Generator, places: Tensor | None = None, count: int = 0
+    pixels: Tensor,
+    *,
+    flip: bool,
+    shift: int,
+    generator: Generator,
+    vertical_flip: bool = False,
+    places: Tensor | None = None,
+    count: int = 0,
 ) -> Tensor:
     """Mirrors half of the images and moves each by up to `shift` pixels; the border repeats the image mirrored.
 
     Args:
         pixels: uint8 (B, C, H, W).
-        flip: whether to mirror.
+        flip: whether to mirror, left to right.
+        vertical_flip: whether to mirror top to bottom, independently of it.
         shift: 0 for none.
         generator: on the CPU, so that a run draws the same on every device.
         places: int64 (B,), of these images among the `count` that are drawn for; None where they are all.
@@ -35,9 +46,9 @@ def augment(
         uint8 (B, C, H, W).
     """
     places, count = (torch.arange(len(pixels)), len(pixels)) if places is None else (places, count)
-    if flip:
+    for dimension in ([3] if flip else []) + ([2] if vertical_flip else []):
         chosen = (torch.rand(count, generator=generator) < 0.5)[places]
-        pixels = torch.where(chosen.to(pixels.device).view(-1, 1, 1, 1), pixels.flip(3), pixels)
+        pixels = torch.where(chosen.to(pixels.device).view(-1, 1, 1, 1), pixels.flip(dimension), pixels)
     if shift:
         offsets = torch.randint(2 * shift + 1, (2, count, 1), generator=generator)[:, places]
         pixels = _shift(pixels, offsets.to(pixels.device), shift=shift)
@@ -51,15 +62,36 @@ def make_transform(config: TrainConfig, spec: ModelSpec) -> Transform | None:
         UsageError: the images are no pictures of one or three channels, for which its colour operations are made.
     """
     steps: list[Transform] = []
+    for flag, is_given in (("--auto-augment", config.auto_augment), ("--color-jitter", config.color_jitter)):
+        if is_given and spec.ranges is not None:
+            raise UsageError(f"{flag} is for pictures; the images are bands; leave it off")
+        if is_given and spec.channels not in {1, 3}:
+            raise UsageError(f"{flag} is for 1 or 3 channels; the images have {spec.channels}; leave it off")
+    if config.color_jitter:
+        steps.append(v2.ColorJitter(*[config.color_jitter] * 3))
     if config.auto_augment:
-        if spec.ranges is not None:
-            raise UsageError("--auto-augment is for pictures; the images are bands; leave it off")
-        if spec.channels not in {1, 3}:
-            raise UsageError(f"--auto-augment is for 1 or 3 channels; the images have {spec.channels}; leave it off")
         steps.append(v2.RandAugment() if config.auto_augment == "randaugment" else v2.TrivialAugmentWide())
     if config.erase:
         steps.append(v2.RandomErasing(p=config.erase))
     return v2.Compose(steps) if steps else None
+
+
+def make_crop(config: TrainConfig) -> Crop | None:
+    """Returns what draws the part of an image for torchvision's random resized crop, or None where none is asked for.
+
+    It has `crop_scale` to all of the image's area, and is up to a third wider than high or higher than wide.
+    """
+    if config.crop_scale is None:
+        return None
+    scale, ratio = [config.crop_scale, 1.0], [3 / 4, 4 / 3]
+
+    def crop(image: Image.Image | Bands) -> tuple[float, float, float, float]:
+        width, height = image.size
+        shape = torch.empty(1, height, width, device="meta")
+        top, left, height, width = RandomResizedCrop.get_params(shape, scale, ratio)
+        return left, top, left + width, top + height
+
+    return crop
 
 
 def make_mix(config: TrainConfig, *, classes: int) -> Mix | None:

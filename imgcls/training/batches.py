@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from imgcls.data.images import ImageSet, Problem
-from imgcls.data.pixels import PixelDataset, PixelSet, drop_unreadable, estimate_bytes, load_pixels
+from imgcls.data.pixels import Crop, PixelDataset, PixelSet, drop_unreadable, estimate_bytes, load_pixels
 from imgcls.errors import UsageError
-from imgcls.training.augment import Transform, make_transform
+from imgcls.training.augment import Transform, make_crop, make_transform
 from imgcls.training.balance import draw_balanced
 from imgcls.training.config import TrainConfig
 from imgcls.training.distributed import World
@@ -66,6 +66,7 @@ class Batches:
         workers: processes that decode or transform.
         seed: of the order and the transform.
         transform: of one image, uint8 (C, H, W) -> the same.
+        crop: of one image as its file has it, before that; of a split that is decoded on demand.
         is_balanced: each class is drawn equally often.
         sampling: of a private run, which draws each step's images on its own.
         rank: of this process.
@@ -78,6 +79,7 @@ class Batches:
     workers: int
     seed: int = 0
     transform: Transform | None = None
+    crop: Crop | None = None
     is_balanced: bool = False
     sampling: PoissonSampling | None = None
     rank: int = 0
@@ -169,7 +171,8 @@ def open_batches(
             "as all of them share each batch"
         )
     data: PixelSet | PixelDataset
-    if estimate_bytes(images, spec) <= MEMORY_PART * measure_free_bytes():
+    crop = make_crop(config) if shuffle else None
+    if crop is None and estimate_bytes(images, spec) <= MEMORY_PART * measure_free_bytes():
         data = load_pixels(images, spec, strict=config.strict, workers=config.workers)
         problems = data.problems
     else:
@@ -186,6 +189,7 @@ def open_batches(
         workers=workers,
         seed=config.seed,
         transform=make_transform(config, spec),
+        crop=crop,
         is_balanced=config.balanced,
         sampling=PoissonSampling(len(data), config.batch_size) if config.is_private else None,
         rank=world.rank,
@@ -235,15 +239,13 @@ class _Items(Dataset[tuple[Tensor, int, int]]):
         return len(self.batches.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        data = self.batches.data
-        if isinstance(data, PixelSet):
-            pixels, label = data.pixels[index], int(data.labels[index])
-        else:
-            pixels, label = data[index]
-        if self.batches.transform is not None:
-            with drawing_at(Draw.TRANSFORM, self.batches.seed, self.epoch, index):
-                pixels = self.batches.transform(pixels)
-        return pixels, label, index
+        data, crop, transform = self.batches.data, self.batches.crop, self.batches.transform
+        with drawing_at(Draw.TRANSFORM, self.batches.seed, self.epoch, index):
+            if isinstance(data, PixelSet):
+                pixels, label = data.pixels[index], int(data.labels[index])
+            else:
+                pixels, label = data.read(index, crop=crop)
+            return transform(pixels) if transform else pixels, label, index
 
     def collate(self, items: list[tuple[Tensor, int, int]]) -> list[Tensor]:
         """Stacks the images of a step; a private one may have none."""

@@ -132,8 +132,14 @@ class TrainConfig(BaseSettings):
         None, description="of (epsilon, delta); default: the power of ten below 1 / training images"
     )
     flip: bool = Field(False, description="augmentation: mirror half of the images")
+    vertical_flip: bool = Field(False, description="augmentation: turn half of the images upside down")
     shift: Annotated[int, Field(ge=0)] = Field(0, description="augmentation: move each image by up to this many pixels")
-
+    crop_scale: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="augmentation: random resized crop of at least this part of each image, such as 0.08"
+    )
+    color_jitter: Share = Field(
+        0.0, description="augmentation: vary brightness, contrast and saturation by up to this part"
+    )
     auto_augment: Literal["randaugment", "trivial"] | None = Field(None, description="augmentation: torchvision's")
     erase: Share = Field(0.0, description="augmentation: random erasing, with this probability")
     mixup: NotNegative = Field(0.0, description="augmentation: alpha of mixup, such as 0.2")

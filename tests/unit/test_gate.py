@@ -139,6 +139,12 @@ def test_a_faultless_test_set_does_not_prove_every_floor(tmp_path: Path, write_r
     run = store(write_run(tmp_path / "all"), right=100, images=100)
     assert judge(run, rule('metric = "accuracy"\nmin = 0.99')).verdict == "inconclusive"
     assert judge(run, rule('metric = "accuracy"\nmin = 0.95')).verdict == "successful"
+    for metric in ("f1_macro", "precision_macro", "auroc"):  # the rarest class has 33 images
+        [finding] = judge(run, rule(f'metric = "{metric}"\nmin = 0.95')).findings
+        assert (finding.verdict, finding.value, finding.high) == ("inconclusive", 1, 1)
+        assert finding.low == pytest.approx(0.896, abs=0.001)
+        assert judge(run, rule(f'metric = "{metric}"\nmin = 0.89')).verdict == "successful"
+        assert judge(run, rule(f'metric = "{metric}"\nmin = 0.95\nby = "estimate"')).verdict == "successful"
 
 
 def test_each_slice_is_judged(run: Path):

@@ -53,6 +53,7 @@ RECIPES = {
         "--workers",
         1,
     ),
+    "cropped": ("--crop-scale", 0.3, "--color-jitter", 0.4, "--flip", "--vertical-flip", "--workers", 1),
     "frozen": ("--freeze-epochs", 1, "--accumulate", 3, "--balanced", "--class-weights", "--amp", "bf16"),
     "fp16": ("--amp", "fp16", "--reject-norm", 50, "--clip-norm", 1),
 }
