@@ -174,7 +174,7 @@ def _measure_cells(metric: str, stored: Stored, places: Places, *, confidence: f
 
 def _widen(value: float, interval: Interval, labels: npt.NDArray[np.int64], *, confidence: float) -> Interval:
     """Returns a faultless number's interval, which resampling leaves without width: Wilson's of its rarest class."""
-    if value < 1 or interval.low < 1:
+    if min(value, interval.low) < 1 - _TINY:
         return interval
     rarest = int(np.unique(labels, return_counts=True)[1].min())
     return find_wilson(rarest, rarest, level=confidence)
