@@ -96,6 +96,7 @@ def list_subjects() -> list[Subject]:
         Subject("stock-tuned", "stock", "TorchServe, one thread", "image_classifier, eager", runs="docs", tuned=True),
         Subject("ours-eager", "ours", "TorchServe, this project", "ours", "eager"),
         Subject("ours-fp32", "ours", "TorchServe, this project", "ours", "openvino"),
+        Subject("ours-bf16", "ours", "TorchServe, this project", "ours", "openvino-bf16"),
         Subject("ours", "ours", "TorchServe, this project", "ours", "auto"),
         Subject("ours-plain", "plain", "TorchServe alone, this project", "ours", "auto", tuned=True),
         Subject("torchserve-noop", "noop", "TorchServe as it comes", "none", runs="noop"),

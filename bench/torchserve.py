@@ -27,7 +27,6 @@ from model.spec import SPEC_FILE, WEIGHTS_FILE, read_spec
 
 CONFIG = Path(__file__).parents[1] / "config.properties"
 BIN = Path(sys.executable).parent
-ENGINES = {"eager": ("eager",), "openvino": ("openvino",), "auto": ("auto",)}  # built, by which a worker takes
 NETWORK = """import timm
 from torch import nn
 
@@ -53,7 +52,7 @@ def build_ours(run: Path, store: Path, *, engine: str) -> Path:
     archive = store / engine / "imgcls.mar"
     if not archive.exists():
         options = ServingOptions(workers=WORKERS, batch_size=BATCH, max_batch_delay_ms=DELAY_MS, engine=engine)
-        build_archive(run, archive.parent, options=options, engines=ENGINES[engine])
+        build_archive(run, archive.parent, options=options, engines=(engine,))
     return archive
 
 

@@ -4,7 +4,7 @@
                  │          └────────────┴───────► onnxruntime, openvino
                  └─► compiled.pt2                 compared on its validation images
 
-ONNX Runtime and OpenVINO read the same two files.
+ONNX Runtime and OpenVINO read the same two files; openvino-bf16 computes fp32.onnx in bfloat16.
 """
 
 import json

@@ -40,6 +40,7 @@ KINDS = {
         EngineKind("compiled", "bf16", devices=("cpu", "cuda"), auto=("cuda",)),
         EngineKind("eager", "fp16", devices=("cpu", "cuda"), auto=("cuda",)),
         EngineKind("eager", "bf16", devices=("cpu", "cuda"), auto=("cuda",)),
+        EngineKind("openvino", "bf16", devices=("cpu",), auto=("cpu",)),  # 5 times float32 with AMX
         EngineKind("openvino", "fp32", devices=("cpu",), auto=("cpu",)),
         EngineKind("onnxruntime", "fp32", devices=("cpu",), auto=("cpu",)),
         EngineKind("compiled", "fp32", devices=("cpu", "cuda"), auto=("cpu", "cuda")),

@@ -1,4 +1,4 @@
-"""OpenVINO: the same ONNX models as ONNX Runtime's, float32 or int8, on the CPU."""
+"""OpenVINO on the CPU: the same ONNX models as ONNX Runtime's, float32 or int8, and the float32 one in bfloat16."""
 
 import sys
 from functools import cache
@@ -11,6 +11,8 @@ from model.engines.engine import Engine, Logits, Pixels, describe_failure, refus
 from model.engines.kinds import EngineKind
 from model.errors import EngineError
 from model.spec import ModelSpec
+
+_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}  # the default is bfloat16 wherever the processor knows it
 
 
 class OpenVinoEngine(Engine):
@@ -30,11 +32,15 @@ class OpenVinoEngine(Engine):
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads or 0,  # 0: one a core; never more than there are cores
             "ENABLE_CPU_PINNING": False,  # pinned, all workers of a machine would share the first cores
-            "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 wherever the processor knows it
+            "INFERENCE_PRECISION_HINT": _HINTS[kind.precision],
         }
         try:
             core = open_core()
+            if kind.precision == "bf16" and not has_bf16(core):
+                raise EngineError(f"engine {kind.name}: this processor has no bfloat16 instructions; set engine: auto")
             compiled = core.compile_model(core.read_model(str(file)), "CPU", options)
+        except EngineError:
+            raise
         except Exception as err:  # as in describe_failure
             raise EngineError(describe_failure(kind, f"{file.name} cannot be loaded", err)) from err
         return cls(compiled, spec, kind=kind)
@@ -52,6 +58,11 @@ class OpenVinoEngine(Engine):
     def version(cls) -> str:
         """Returns "openvino" and its version."""
         return f"openvino {import_openvino().__version__.split('-')[0]}"
+
+
+def has_bf16(core: Any) -> bool:
+    """Whether the processor has bfloat16 instructions; without, OpenVINO emulates them or computes in float32."""
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 @cache

@@ -15,13 +15,16 @@ from imgcls.archive.make_golden import write_golden
 from imgcls.archive.parity import TOLERANCES, Images, compare, find_fault
 from imgcls.errors import ArchiveError, UsageError
 from model.engines.choose import choose_engine
+from model.engines.open_vino import has_bf16, open_core
 from model.engines.records import Comparison, Tolerance, read_records
 from model.golden import GoldenItem
 from model.selfcheck import GoldenCheck
 from model.spec import read_spec
 
 PROJECT = Path(__file__).parents[2]
-AUTO = ["openvino-int8", "onnxruntime-int8", "openvino", "onnxruntime"]
+HAS_BF16 = has_bf16(open_core())
+AUTO = ["openvino-int8", "onnxruntime-int8", *(["openvino-bf16"] if HAS_BF16 else []), "openvino", "onnxruntime"]
+BUILT = ["openvino-int8", "onnxruntime-int8", "openvino-bf16", "openvino", "onnxruntime"]
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +57,21 @@ def read_items(folder: Path) -> list[GoldenItem]:
 def test_the_record_says_how_near_each_engine_is_and_on_which_images(staged):
     reference, *records = read_records(staged)
     assert (reference.engine, reference.comparison, reference.is_accepted) == ("eager", None, True)
-    assert [record.engine for record in records] == AUTO
-    for record in records:
-        precision = "int8" if record.engine.endswith("int8") else "fp32"
-        assert record.file == f"engines/{precision}.onnx"
+    assert [record.engine for record in records] == BUILT
+    for record in (record for record in records if record.engine in AUTO):
+        precision = record.engine.partition("-")[2] or "fp32"
+        assert record.file == ("engines/int8.onnx" if precision == "int8" else "engines/fp32.onnx")
         assert (staged / record.file).is_file()
         assert (record.status, record.reproducible, record.device) == ("accepted", True, "cpu")
         assert record.comparison.compared_on.startswith("5 of 5 validation images of photos")
         assert record.comparison.images == 5
         assert record.comparison.reference_accuracy is not None
-        assert (record.comparison.largest_logit_difference > 0) == (precision == "int8")
-        assert (record.calibrated_on is None) == (precision == "fp32")
+        assert (record.comparison.largest_logit_difference > 0) == (precision != "fp32")
+        assert (record.calibrated_on is None) == (precision != "int8")
         assert record.tolerance == TOLERANCES[precision]
+    bf16 = next(record for record in records if record.engine == "openvino-bf16")
+    assert bf16.is_accepted == HAS_BF16
+    assert HAS_BF16 or (bf16.file, "no bfloat16 instructions" in bf16.reason) == (None, True)
     assert records[0].calibrated_on.startswith("26 of 26 training images of photos")
     assert records[0].built_with.split(" ")[::2] == ["torch", "onnx", "onnxruntime", "openvino"]
 
@@ -137,7 +143,7 @@ def test_an_engine_outside_its_tolerance_is_refused(run, tmp_path, monkeypatch):
     assert f"warning: engine openvino-int8 is left out: {refused.reason}" in said
     assert [file.name for file in (folder / "engines").iterdir()] == ["fp32.onnx"]
     assert all("openvino-int8" not in item.engines for item in read_items(folder))
-    assert choose_engine(folder, read_spec(folder / "spec.yaml")).engine.kind.name == "openvino"
+    assert choose_engine(folder, read_spec(folder / "spec.yaml")).engine.kind.name == AUTO[2]
 
     with pytest.raises(ArchiveError, match=r"engine openvino-int8 is refused: .* moves by 0\..*; nothing was written"):
         build_engines(run, stage(run, tmp_path / "named"), wanted=["auto", "openvino-int8"])
@@ -164,7 +170,7 @@ def test_a_network_that_cannot_be_exported_leaves_the_engine_out_and_says_why(ru
     monkeypatch.setattr(export.torch.onnx, "export", fail)
     reason = "simple_cnn cannot be exported to ONNX: no such operator; leave ONNX out"
     records = build_engines(run, stage(run, tmp_path / "tree"), wanted=["auto"])
-    assert [(record.engine, record.reason) for record in records[1:]] == [(name, reason) for name in AUTO]
+    assert [(record.engine, record.reason) for record in records[1:]] == [(name, reason) for name in BUILT]
     with pytest.raises(ArchiveError, match=f"engine openvino is refused: {reason}; nothing was written"):
         build_engines(run, stage(run, tmp_path / "named"), wanted=["openvino"])
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,18 +14,21 @@ from safetensors.torch import save_file
 
 from imgcls.archive.export import export_onnx, quantise_onnx
 from model.classifier import Classifier, softmax
+from model.engines import open_vino
 from model.engines.choose import choose_engine, list_candidates, load_engine
 from model.engines.eager import load_pixel_network
 from model.engines.engine import Engine
 from model.engines.kinds import KINDS, parse_kind
+from model.engines.open_vino import has_bf16, open_core
 from model.engines.records import EngineRecord, dump_records, parse_records, read_records
 from model.errors import EngineError, NumericError, WeightsError
 from model.network import build_network
 from model.spec import ModelSpec, dump_spec
 
 PROJECT = Path(__file__).parents[2]
-FILES = {"fp32": "engines/fp32.onnx", "int8": "engines/int8.onnx"}
-ONNX = ("onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8")
+FILES = {"fp32": "engines/fp32.onnx", "bf16": "engines/fp32.onnx", "int8": "engines/int8.onnx"}
+BF16 = ("openvino-bf16",) if has_bf16(open_core()) else ()  # where the processor has it
+ONNX = ("onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8", *BF16)
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.02, "int8": 0.05}  # of a probability
 
 
@@ -119,12 +123,34 @@ def test_an_engine_describes_itself(made, name):
     said = engine.describe()
     assert said["engine"] == name
     assert said["device"] == "cpu"
-    assert said["runtime"].split()[0] == {"eager": "torch"}.get(name, name.removesuffix("-int8"))
+    assert said["runtime"].split()[0] == {"eager": "torch"}.get(name, name.partition("-")[0])
     assert json.loads(json.dumps(said)) == said
 
 
-def test_int8_is_another_computation_than_float32(made):
-    assert not np.array_equal(made.load("openvino-int8").run(made.pixels), made.load("openvino").run(made.pixels))
+@pytest.mark.parametrize("name", ["openvino-int8", *BF16])
+def test_another_precision_is_another_computation_than_float32(made, name):
+    assert not np.array_equal(made.load(name).run(made.pixels), made.load("openvino").run(made.pixels))
+
+
+def test_bfloat16_on_a_processor_without_it_is_refused_and_auto_goes_on(made, tmp_path, monkeypatch):
+    if BF16:
+        core = open_core()
+        other = SimpleNamespace(
+            get_property=lambda device, name: ["FP32"], compile_model=core.compile_model, read_model=core.read_model
+        )
+        monkeypatch.setattr(open_vino, "open_core", lambda: other)
+    folder = link(made, tmp_path, [record("openvino-bf16", file=FILES["bf16"]), record("openvino")])
+    reason = "engine openvino-bf16: this processor has no bfloat16 instructions; set engine: auto"
+    with pytest.raises(EngineError, match=f"^{reason}$"):
+        choose_engine(folder, made.spec, wanted="openvino-bf16")
+    choice = choose_engine(folder, made.spec)
+    assert (choice.engine.kind.name, choice.passed_over) == ("openvino", (reason,))
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the processor's instructions are not in /proc/cpuinfo")
+def test_bfloat16_is_offered_where_the_processor_has_it():
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    assert has_bf16(open_core()) == bool(flags & {"avx512_bf16", "avx_ne_convert", "bf16"})  # the last is Arm's
 
 
 def test_signals_are_handled_after_another_thread_has_let_go_of_openvino(made):
@@ -247,7 +273,7 @@ def test_auto_passes_over_what_does_not_compute_what_was_tested(made):
             raise NumericError(f"{engine.kind.name} is wrong here")
 
     choice = choose_engine(made.folder, made.spec, check=check)
-    assert choice.engine.kind.name == "openvino"
+    assert choice.engine.kind.name == (*BF16, "openvino")[0]
     assert choice.passed_over == ("openvino-int8 is wrong here", "onnxruntime-int8 is wrong here")
 
 
@@ -321,7 +347,7 @@ def test_what_is_no_record_is_refused(text, message):
 def link(made: Made, folder: Path, records: list[EngineRecord] | None) -> Path:
     """An archive with the same files and other records."""
     (folder / "engines").mkdir()
-    for file in ("weights.safetensors", "spec.yaml", *FILES.values()):
+    for file in ("weights.safetensors", "spec.yaml", *set(FILES.values())):
         (folder / file).hardlink_to(made.folder / file)
     if records is not None:
         (folder / "engines.json").write_text(dump_records(records))
