@@ -37,7 +37,9 @@ class OpenVinoEngine(Engine):
         try:
             core = open_core()
             if kind.precision == "bf16" and not has_bf16(core):
-                raise EngineError(f"engine {kind.name}: this processor has no bfloat16 instructions; set engine: auto")
+                raise EngineError(
+                    f"engine {kind.name}: this processor has no bfloat16 instructions; auto takes another"
+                )
             compiled = core.compile_model(core.read_model(str(file)), "CPU", options)
         except EngineError:
             raise

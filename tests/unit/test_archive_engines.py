@@ -198,7 +198,7 @@ def test_an_unknown_engine_is_a_usage_error(name):
 
 def test_auto_builds_what_auto_could_pick_and_what_is_reproducible():
     kinds, named = parse_wanted(["auto", "compiled"], device="cpu")
-    assert [kind.name for kind in kinds] == [*AUTO, "compiled"]
+    assert [kind.name for kind in kinds] == [*BUILT, "compiled"]
     assert named == {"compiled"}
     assert [kind.name for kind in parse_wanted(["auto"], device="cuda")[0]] == ["eager-fp16", "eager-bf16"]
 

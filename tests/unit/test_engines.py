@@ -140,7 +140,7 @@ def test_bfloat16_on_a_processor_without_it_is_refused_and_auto_goes_on(made, tm
         )
         monkeypatch.setattr(open_vino, "open_core", lambda: other)
     folder = link(made, tmp_path, [record("openvino-bf16", file=FILES["bf16"]), record("openvino")])
-    reason = "engine openvino-bf16: this processor has no bfloat16 instructions; set engine: auto"
+    reason = "engine openvino-bf16: this processor has no bfloat16 instructions; auto takes another"
     with pytest.raises(EngineError, match=f"^{reason}$"):
         choose_engine(folder, made.spec, wanted="openvino-bf16")
     choice = choose_engine(folder, made.spec)
