@@ -30,7 +30,8 @@ class EngineKind:
 
 # In the order in which `auto` tries them: int8 before half before float32, and of two the one that was faster.
 # ResNet-18 at 224 px, one thread, one image: 7.0, 8.8, 25.8, 25.1, 31.2, 36.9 ms; eight: 5.9, 7.3, 23.2, 23.7, 23.6,
-# 29.3 ms an image (CPU kinds in this order; 2-core Xeon with AVX-512 VNNI, 2026-11-23). A GPU's order is unmeasured.
+# 29.3 ms an image (CPU kinds in this order but for bf16; 2-core Xeon with AVX-512 VNNI, 2026-11-23). With AMX
+# openvino's three: 4.8, 6.5, 29.8; eight: 2.8, 4.4, 26.8 ms (2026-11-28). Unmeasured: a GPU's order, bf16 without AMX.
 KINDS = {
     kind.name: kind
     for kind in (
@@ -40,7 +41,7 @@ KINDS = {
         EngineKind("compiled", "bf16", devices=("cpu", "cuda"), auto=("cuda",)),
         EngineKind("eager", "fp16", devices=("cpu", "cuda"), auto=("cuda",)),
         EngineKind("eager", "bf16", devices=("cpu", "cuda"), auto=("cuda",)),
-        EngineKind("openvino", "bf16", devices=("cpu",), auto=("cpu",)),  # 5 times float32 with AMX
+        EngineKind("openvino", "bf16", devices=("cpu",), auto=("cpu",)),
         EngineKind("openvino", "fp32", devices=("cpu",), auto=("cpu",)),
         EngineKind("onnxruntime", "fp32", devices=("cpu",), auto=("cpu",)),
         EngineKind("compiled", "fp32", devices=("cpu", "cuda"), auto=("cpu", "cuda")),

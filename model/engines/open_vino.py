@@ -12,8 +12,6 @@ from model.engines.kinds import EngineKind
 from model.errors import EngineError
 from model.spec import ModelSpec
 
-_HINTS = {"fp32": "f32", "int8": "f32", "bf16": "bf16"}  # the default is bfloat16 wherever the processor knows it
-
 
 class OpenVinoEngine(Engine):
     """Runs an ONNX model; its batch is dynamic, and a batch of a new size costs some milliseconds once."""
@@ -32,7 +30,8 @@ class OpenVinoEngine(Engine):
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads or 0,  # 0: one a core; never more than there are cores
             "ENABLE_CPU_PINNING": False,  # pinned, all workers of a machine would share the first cores
-            "INFERENCE_PRECISION_HINT": _HINTS[kind.precision],
+            # The default is bfloat16 wherever the processor knows it.
+            "INFERENCE_PRECISION_HINT": "bf16" if kind.precision == "bf16" else "f32",
         }
         try:
             core = open_core()
