@@ -31,6 +31,7 @@ try:
     from imgcls.training.batches import Batches, choose_least_part, open_batches
     from imgcls.training.checkpoint import Checkpoints, Epoch, Part, Progress
     from imgcls.training.config import TrainConfig, read_config
+    from imgcls.training.distillation import open_teacher
     from imgcls.training.distributed import World, delay_averaging, join_world
     from imgcls.training.gradient_filter import GradientFilter
     from imgcls.training.head import set_training
@@ -82,9 +83,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
     source = open_source(
         config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
     )
-    for split in ("train", "val"):
-        if split not in source.splits:
-            raise DataError(f"{config.data}: has no {split} split; give a folder with train/, or one folder a class")
+    source.require("train", "val")
     report(source.problems, where="listing", strict=config.strict)
     digests = hash_source(source)  # for the warnings, and for the run's record
     for warning in check_source(source, digests):
@@ -107,6 +106,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
         return 0
     class_weights = weigh_classes(train.labels, classes=classes).to(device) if config.class_weights else None
     criterion = nn.CrossEntropyLoss(class_weights, label_smoothing=config.label_smoothing, reduction="none")
+    teacher = open_teacher(config, spec, source, digests, device=device)
     optimiser = make_optimiser(network, config)
     schedule = make_schedule(optimiser, config, steps_per_epoch=len(train))
     scaler, mix = make_scaler(config, device), make_mix(config, classes=classes)
@@ -116,8 +116,8 @@ def train_classifier(config: TrainConfig, world: World) -> int:
     privacy = open_privacy(network, optimiser, config, train, run=run, world=world)
 
     # Where the run stands: at its start, or at a checkpoint.
-    parts: dict[str, Part] = {"network": network, "optimiser": optimiser, "schedule": schedule, "scaler": scaler}
-    parts |= {"filter": gradient_filter} | ({"ema": ema} if ema else {}) | ({"privacy": privacy} if privacy else {})
+    parts: dict[str, Part | None] = {"network": network, "optimiser": optimiser, "schedule": schedule, "scaler": scaler}
+    parts |= {"filter": gradient_filter, "ema": ema, "privacy": privacy, "teacher": teacher}
     checkpoints = Checkpoints(run, config, parts, world=world)
     record = make_record(config, source, digests, device=device)
     world.draw_apart(config.seed)
@@ -174,7 +174,10 @@ def train_classifier(config: TrainConfig, world: World) -> int:
                                 with torch.autocast(device.type, AMP[config.amp], enabled=bool(config.amp)):
                                     logits = forward(images)  # (B, classes)
                                     weights = gradient_filter.weigh(part, logits, progress)
-                                    part_loss = (criterion(logits, targets) * weights).sum()
+                                    losses = criterion(logits, targets)  # (B,)
+                                    if teacher:
+                                        losses = teacher.blend(losses, logits, images)
+                                    part_loss = (losses * weights).sum()
                                 scaler.scale(part_loss * world.size).backward()  # which takes the mean over processes
                             loss += part_loss.detach()
                             right += (logits.argmax(1) == labels).sum()

@@ -12,7 +12,7 @@ import yaml
 from imgcls.archive.facts import NOT_RECORDED, SCORES, Facts, Scores, read_facts
 from imgcls.archive.words import describe_input, describe_limits, describe_purpose
 from imgcls.gate.verdict import GateReport
-from imgcls.training.record import CodeRecord, SplitRecord, TrainRecord
+from imgcls.training.record import CodeRecord, ParentRecord, SplitRecord, TrainRecord
 from model.engines.records import EngineRecord
 from model.spec import WEIGHTS_FILE, ModelSpec
 
@@ -22,7 +22,7 @@ HEADINGS = {"precision_macro": "precision", "recall_macro": "recall", "f1_macro"
 SHORT = 12  # digits of a hash that a person compares
 NAMED = 100  # classes that are listed
 # Of train_config.yaml: where files lay and how fast it went, which made no difference to the weights.
-_LEFT_OUT = {"data", "device", "golden", "out", "strict", "threads", "weights", "workers"}
+_LEFT_OUT = {"data", "device", "golden", "out", "strict", "teacher", "threads", "weights", "workers"}
 # Of those at https://huggingface.co/docs/hub/repositories-licenses that are SPDX ids but for their case.
 _HUB_LICENSES = {
     "apache-2.0",
@@ -132,7 +132,8 @@ def _describe_training(facts: Facts) -> str:
             f"code: {_describe_code(record.code)}",
             f"libraries: {', '.join(f'{name} {version}' for name, version in record.versions.items())}",
             f"on: {record.device}, seed {record.seed}",
-            f"started from: {_describe_parent(record)}",
+            f"started from: {_describe_weights(record.parent)}",
+            *([f"learnt the answers of: {_describe_weights(record.teacher)}"] if record.teacher else []),
             *_describe_privacy(record),
             *(f"resumed at epoch {part.first_epoch}{_describe_changes(part.changed)}" for part in record.resumed),
         ]
@@ -152,11 +153,11 @@ def _describe_code(code: CodeRecord) -> str:
     return f"git commit `{code.git_commit[:SHORT]}`{changed}, hash `{code.sha256[:SHORT]}`"
 
 
-def _describe_parent(record: TrainRecord) -> str:
-    if record.parent is None:
+def _describe_weights(weights: ParentRecord | None) -> str:
+    if weights is None:
         return "random weights"
-    sha256 = f", SHA-256 `{record.parent.sha256[:SHORT]}`" if record.parent.sha256 else ""
-    return f"{_escape(record.parent.name)}{sha256}"
+    sha256 = f", SHA-256 `{weights.sha256[:SHORT]}`" if weights.sha256 else ""
+    return f"{_escape(weights.name)}{sha256}"
 
 
 def _describe_privacy(record: TrainRecord) -> Iterator[str]:

@@ -4,7 +4,7 @@
     externalParameters       what the user chose: model name and version, data source, training configuration
     internalParameters       how it was carried out: device, library versions, later parts of a resumed run
     resolvedDependencies     by their `role`: the code (git commit), its locks, each split of the data (of a private
-                             run with a digest for test only), parent weights
+                             run with a digest for test only), parent and teacher weights
     byproducts               metrics.json, its numbers as annotations; gate.json, its verdict; rejections.csv, with
                              what it counts
 
@@ -54,7 +54,7 @@ IMAGES_DIGEST = "imgclsImages"  # imgcls.data.digests.Fingerprint.sha256
 CODE_SUBJECT = "model/ handler/"
 BUILD_LIBRARIES = ("numpy", "onnx", "onnxruntime", "openvino", "pillow", "safetensors", "timm", "torch", "torchserve")
 # Of train_config.yaml: where, not what; data and weights are told with their hashes.
-_ELSEWHERE = {"data", "out", "weights"}
+_ELSEWHERE = {"data", "out", "teacher", "weights"}
 
 _HASHED = (CONFIG_FILE, METRICS_FILE, CALIBRATION_FILE, GATE_FILE)
 
@@ -154,9 +154,10 @@ def _list_training(record: TrainRecord) -> list[Fields]:
         notes = {"role": "data", "split": split, **images.model_dump(include={"files", "unreadable", "classes"})}
         digest = {"digest": {IMAGES_DIGEST: images.sha256}} if images.sha256 else {}
         dependencies.append({"name": f"{split} images", **digest, "annotations": notes})
-    if record.parent:
-        digest = {"digest": {"sha256": record.parent.sha256}} if record.parent.sha256 else {}
-        dependencies.append({"name": record.parent.name, **digest, "annotations": {"role": "parent weights"}})
+    for role, weights in (("parent", record.parent), ("teacher", record.teacher)):
+        if weights:
+            digest = {"digest": {"sha256": weights.sha256}} if weights.sha256 else {}
+            dependencies.append({"name": weights.name, **digest, "annotations": {"role": f"{role} weights"}})
     return dependencies
 
 

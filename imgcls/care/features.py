@@ -61,8 +61,7 @@ def read_features(run: Path, *, data: str | None = None, device: str = "auto", p
     if text is None:
         raise RunError(f"{run}: {CONFIG_FILE} names no data; say where the training images are with --data SOURCE")
     source = open_source(text, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction)
-    if "train" not in source.splits:
-        raise DataError(f"{text}: has no train split; it has {', '.join(source.splits)}; give the images of training")
+    source.require("train")
     classifier = Classifier.load(run, device=choose_device(device))
     found: list[npt.NDArray[np.float32]] = []
     small: list[npt.NDArray[np.uint8]] = []

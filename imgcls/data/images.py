@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from PIL.Image import Image
 
+from imgcls.errors import DataError
 from model.bands import Bands
 
 SPLITS = ("train", "val", "test")
@@ -90,3 +91,12 @@ class DataSource:
     perturb: Perturb | None
     chosen: str = "test"
     drawn: tuple[str, ...] = ()
+
+    def require(self, *splits: str) -> None:
+        """Raises DataError where one of these splits is not there."""
+        for split in splits:
+            if split not in self.splits:
+                raise DataError(
+                    f"{self.text}: has no {split} split, but {', '.join(self.splits)}; give a folder with train/, or "
+                    "one folder a class"
+                )

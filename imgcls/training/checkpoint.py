@@ -142,15 +142,15 @@ class Checkpoints:
     Args:
         run: the run directory.
         config: of the run.
-        parts: what has a state, by name; each is saved and restored.
+        parts: what has a state, by name; each is saved and restored, None is a part that the run does not have.
         world: the processes of the run; the main one writes and reads.
     """
 
-    def __init__(self, run: Path, config: TrainConfig, parts: Mapping[str, Part], *, world: World) -> None:
+    def __init__(self, run: Path, config: TrainConfig, parts: Mapping[str, Part | None], *, world: World) -> None:
         self.world = world
         self.folder = run / CHECKPOINTS_FOLDER
         self.config = config
-        self.parts = parts
+        self.parts = {name: part for name, part in parts.items() if part is not None}
 
     def save(self, progress: Progress) -> None:
         """Writes a checkpoint and removes those that are older than the last `config.keep_checkpoints`.

@@ -66,6 +66,11 @@ class TrainConfig(BaseSettings):
     pretrained: bool = Field(
         False, description="start from timm's weights, from the hub; input settings default to theirs"
     )
+    teacher: Path | None = Field(None, description="learn the answers of this run too (distillation)")
+    teacher_weight: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="part of the loss that is the teacher's; the labels have the rest"
+    )
+    teacher_temperature: Positive = Field(2.0, description="at which both networks' answers are compared")
     channels: Channels | None = Field(
         None, description="1 gray, 3 RGB, 4 RGBA, more: a TIFF's bands; default: as the images are, no alpha"
     )
@@ -176,6 +181,10 @@ class TrainConfig(BaseSettings):
             raise ValueError(
                 "mixup or cutmix is given, and noise_rate or drop_gradients, which judge images unmixed; leave one off"
             )
+        if self.teacher and self.drop_gradients is not None:
+            raise ValueError(
+                "teacher is given, and drop_gradients, which knows the gradient of the labels only; leave one off"
+            )
         return self
 
     @model_validator(mode="after")
@@ -189,6 +198,7 @@ class TrainConfig(BaseSettings):
         clashes: dict[str, tuple[object, str]] = {
             "mixup": (self.mixup, "which gives an image a part in others' gradients"),
             "cutmix": (self.cutmix, "which gives an image a part in others' gradients"),
+            "teacher": (self.teacher, "whose answers may tell of the images that it has learnt"),
             "accumulate": (self.accumulate > 1, "whose parts Opacus would clip apart"),
             "noise_rate": (self.noise_rate, "which judges single images by their loss"),
             "drop_gradients": (self.drop_gradients, "which judges single images by their gradient"),
@@ -224,6 +234,9 @@ class TrainConfig(BaseSettings):
             f"noise_warmup is {self.noise_warmup} and noise_rate is not given, so no image is ever dropped; give "
             "noise_rate, or leave noise_warmup off": (
                 self.noise_warmup != default["noise_warmup"] and self.noise_rate is None
+            ),
+            "teacher_weight or teacher_temperature is given without a teacher; give teacher, or leave them off": (
+                self.teacher is None and any(getattr(self, each) != default[each] for each in _OF_TEACHER)
             ),
         }
         return [reason for reason, is_idle in found.items() if is_idle]
@@ -319,6 +332,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 _JSON = {"parameters": '{"widths": [32, 64]}', "ranges": "[[0, 4095]]", "mean": "[0.5]", "std": "[0.25]"}  # of each
+_OF_TEACHER = ("teacher_weight", "teacher_temperature")
 _METAVARS = {"str": "TEXT", "int": "N", "float": "X", "Path": "PATH"}
 
 

@@ -50,7 +50,7 @@ class DataRecord(_Part):
 
 
 class ParentRecord(_Part):
-    """The weights that training started from: a local file's, or timm's by their name."""
+    """The weights that training started from, a local file's or timm's by their name; or a teacher run's."""
 
     name: str
     sha256: str | None = None
@@ -99,6 +99,7 @@ class TrainRecord(_Part):
     seed: int
     device: str
     parent: ParentRecord | None
+    teacher: ParentRecord | None = None
     versions: dict[str, str]
     first_epoch: int = 1
     resumed: tuple[Resumption, ...] = ()

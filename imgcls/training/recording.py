@@ -19,6 +19,7 @@ from imgcls.training.record import (
     describe_source,
     find_versions,
 )
+from model.spec import WEIGHTS_FILE
 
 CODE = ("imgcls", "model", "train.py")
 LIBRARIES = ("numpy", "opacus", "pillow", "safetensors", "scikit-learn", "timm", "torch", "torchvision")
@@ -41,6 +42,7 @@ def make_record(config: TrainConfig, source: DataSource, digests: Digests, *, de
         seed=config.seed,
         device=device.type,
         parent=_describe_parent(config),
+        teacher=_describe_teacher(config),
         versions={"python": python_version(), "imgcls": __version__, **find_versions(LIBRARIES)},
     )
 
@@ -54,3 +56,9 @@ def _describe_parent(config: TrainConfig) -> ParentRecord | None:
 
     cfg = get_pretrained_cfg(config.network.removeprefix("timm/"), allow_unregistered=True)
     return ParentRecord(name=f"timm/{cfg.architecture}.{cfg.tag}" if cfg and cfg.tag else config.network)
+
+
+def _describe_teacher(config: TrainConfig) -> ParentRecord | None:
+    if config.teacher is None:
+        return None
+    return ParentRecord(name=config.teacher.resolve().name, sha256=hash_file(config.teacher / WEIGHTS_FILE))

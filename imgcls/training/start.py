@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 import torch
 from PIL import Image
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from imgcls.data.images import ImageSet
@@ -25,6 +21,7 @@ from imgcls.training.checkpoint import list_checkpoints
 from imgcls.training.config import TrainConfig
 from imgcls.training.distributed import count_restarts
 from imgcls.training.progress import log
+from imgcls.training.weights import load_fitting
 from model.errors import ImageError, describe_validation_error
 from model.images import decode_image
 from model.network import build_network
@@ -38,8 +35,6 @@ if TYPE_CHECKING:
 PROBED = 64  # images looked at to decide channels and size
 STATISTICS_IMAGES = 10_000
 COUNTED_AT_ONCE = 256  # images
-NAMED = 5  # tensors that a line names
-PICKLES = {".pth", ".pt", ".bin", ".ckpt", ".pkl"}
 WHITENED_AT_ONCE = 64  # images, as their patches take 32 times the memory of their pixels
 PHOTO_SIZE = 224
 INTERPOLATION: Interpolation = "bilinear"
@@ -196,7 +191,7 @@ def start_network(spec: ModelSpec, config: TrainConfig, pixels: Tensor) -> nn.Mo
     if isinstance(network, WhitenedCNN):
         network.whiten(map(Normalise(spec), torch.split(_choose_some(pixels), WHITENED_AT_ONCE)))
     if config.weights:
-        _load_fitting(network, config.weights)
+        load_fitting(network, config.weights)
     elif config.pretrained:
         network = _load_pretrained(spec)
     return network
@@ -217,36 +212,6 @@ def _measure(pixels: Tensor) -> tuple[list[float], list[float]]:
     mean = (counts * levels).sum(1) / number
     variance = (counts * (levels - mean[:, None]).square()).sum(1) / (number - 1)
     return mean.tolist(), variance.sqrt().clamp(min=1e-3).tolist()
-
-
-def _load_fitting(network: nn.Module, path: Path) -> None:
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as err:
-        raise RunError(f"{path}: cannot be read as safetensors: {err}{_advise(path)}") from err
-    own = network.state_dict()
-    fitting = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
-    if len(fitting) < len(own) / 2:
-        raise RunError(
-            f"{path}: only {len(fitting)} of the network's {len(own)} tensors fit; these are weights of another network"
-        )
-    network.load_state_dict(fitting, strict=False)
-    fresh = [name for name in own if name not in fitting]
-    named = ", ".join(fresh[:NAMED]) + (f" and {len(fresh) - NAMED} more" if len(fresh) > NAMED else "")
-    log(f"took {len(fitting)} of {len(own)} tensors of {path}{'; fresh: ' * bool(fresh)}{named}")
-
-
-def _advise(path: Path) -> str:
-    """Returns what makes safetensors of a file that torch has pickled, as the end of an error."""
-    if path.suffix.lower() not in PICKLES or not path.is_file():
-        return ""
-    made = path.with_suffix(".safetensors")
-    code = (
-        "import torch; from safetensors.torch import save_file; "
-        f"s = torch.load({str(path)!r}, map_location='cpu', weights_only=True); s = s.get('state_dict', s); "
-        f"save_file({{k: v.clone().contiguous() for k, v in s.items()}}, {str(made)!r})"
-    )
-    return f"; convert it with python -c {shlex.quote(code)}, then give --weights {shlex.quote(str(made))}"
 
 
 def _load_pretrained(spec: ModelSpec) -> nn.Module:

@@ -172,6 +172,14 @@ def test_parent_weights_are_dependencies_by_their_hash(tmp_path, make_tree, trai
     assert (parent["name"], parent["digest"]) == ("weights.safetensors", {"sha256": hash_weights(trained)})
 
 
+def test_a_teacher_is_a_dependency_by_its_hash(tmp_path, make_tree, trained, train_photos):
+    train_photos(tmp_path / "run", "--teacher", trained)
+    statement = make_statement(make_tree(tmp_path / "run"))
+    [teacher] = dependencies(statement, "teacher weights")
+    assert (teacher["name"], teacher["digest"]) == (trained.name, {"sha256": hash_weights(trained)})
+    assert str(trained) not in json.dumps(statement)
+
+
 def test_it_is_the_same_in_another_process_folder_umask_and_time_zone(make_tree, trained):
     one, other = make_tree(trained, "one"), make_tree(trained, "other")
     make_statement(one)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import adapt_input_conv
 
 from imgcls.data.sources import open_source
 from imgcls.errors import RunError, UsageError
@@ -35,6 +36,29 @@ def test_weights_of_a_file_are_counted_and_what_stays_fresh_is_named(tmp_path, c
     start_network(SPEC.model_copy(update={"classes": classes}), configure("--weights", file), PIXELS)
     fresh = "; fresh: classifier.4.weight, classifier.4.bias" if len(classes) == 3 else ""
     assert capsys.readouterr().err == f"took {4 if fresh else 6} of 6 tensors of {file}{fresh}\n"
+
+
+@pytest.mark.parametrize(("channels", "network"), [(1, "timm/resnet18"), (4, "timm/resnet18"), (2, "simple_cnn")])
+def test_the_first_convolution_of_colours_is_adapted_as_timm_does(tmp_path, capsys, channels, network):
+    sizes = {"network": network, "size": 32, "resize": 32}
+    rgb = SPEC.model_copy(update={"channels": 3, "mean": (0.0,) * 3, "std": (1.0,) * 3, **sizes})
+    own = SPEC.model_copy(update={"channels": channels, "mean": (0.0,) * channels, "std": (1.0,) * channels, **sizes})
+    name = "conv1.weight" if network.startswith("timm/") else "features.0.0.weight"
+    state, file = build_network(rgb).state_dict(), tmp_path / "rgb.safetensors"
+    save_file(state, file)
+    started = start_network(own, configure("--weights", file), PIXELS).state_dict()
+    assert torch.equal(started[name], adapt_input_conv(channels, state[name]))
+    assert all(torch.equal(started[each], state[each]) for each in state if each != name)
+    remark = f"; {name} adapted from 3 to {channels} channels"
+    assert capsys.readouterr().err == f"took {len(state)} of {len(state)} tensors of {file}{remark}\n"
+
+
+def test_a_network_of_one_channel_gives_no_colours(tmp_path, capsys):
+    file = tmp_path / "gray.safetensors"
+    save_file(build_network(SPEC).state_dict(), file)
+    rgb = SPEC.model_copy(update={"channels": 3, "mean": (0.0,) * 3, "std": (1.0,) * 3})
+    start_network(rgb, configure("--weights", file), PIXELS)
+    assert capsys.readouterr().err == f"took 5 of 6 tensors of {file}; fresh: features.0.0.weight\n"
 
 
 def test_weights_that_torch_pickled_are_refused_with_a_command_that_converts_them(tmp_path):
