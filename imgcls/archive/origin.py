@@ -57,6 +57,7 @@ class Origin:
     data: str | None
     splits: dict[str, Split]
     parent: Fields | None
+    teacher: Fields | None
     is_trained_here: bool  # the run has a record; without one nothing is known of code, data and parent weights
     training: Fields
     trained_with: dict[str, str]
@@ -85,6 +86,8 @@ class Origin:
         yield "packed by", self.build_code.as_text()
         yield "training", _join(self.training) or NOT_RECORDED
         yield "parent", self._describe_parent()
+        if self.teacher:
+            yield "teacher", _describe_weights(self.teacher)
         for part in self.resumed:
             changed = f", with another {', '.join(part['changed'])}" if part["changed"] else ""
             yield "resumed", f"at epoch {part['first_epoch']}{changed}"
@@ -98,7 +101,7 @@ class Origin:
     def _describe_parent(self) -> str:
         if self.parent is None:
             return "none, random weights" if self.is_trained_here else NOT_RECORDED
-        return " ".join(filter(None, (self.parent["name"], self.parent.get("sha256"))))
+        return _describe_weights(self.parent)
 
 
 def read_origin(mar: Path) -> Origin:
@@ -141,7 +144,6 @@ def parse_origin(statement: Fields, *, tree_sha256: str) -> Origin:
     build_code = _find_code(entries, "build")
     if build_code is None:
         raise LookupError(f"{PROVENANCE_FILE}: has no build code")
-    parents = [entry for entry in entries if entry["annotations"]["role"] == "parent weights"]
     return Origin(
         name=chosen["model"]["name"],
         version=chosen["model"]["version"],
@@ -154,7 +156,8 @@ def parse_origin(statement: Fields, *, tree_sha256: str) -> Origin:
             for entry in entries
             if entry["annotations"]["role"] == "data"
         },
-        parent={"name": parents[0]["name"], **_digest(parents[0])} if parents else None,
+        parent=_find_weights(entries, "parent"),
+        teacher=_find_weights(entries, "teacher"),
         is_trained_here=done is not None and done["first_epoch"] == 1,
         training=chosen["training"] if isinstance(chosen["training"], dict) else {},
         trained_with=done["versions"] if done else {},
@@ -181,6 +184,11 @@ def _find_code(entries: list[Fields], what: str) -> Code | None:
     )
 
 
+def _find_weights(entries: list[Fields], what: str) -> Fields | None:
+    found = [entry for entry in entries if entry["annotations"]["role"] == f"{what} weights"]
+    return {"name": found[0]["name"], **_digest(found[0])} if found else None
+
+
 def _read_split(entry: Fields) -> Split:
     notes = entry["annotations"]
     classes = sum(1 for count in notes["classes"].values() if count)
@@ -193,6 +201,10 @@ def _read_tests(entry: Fields) -> dict[str, Fields]:
 
 def _digest(entry: Fields) -> dict[str, str]:
     return dict(entry.get("digest", {}))
+
+
+def _describe_weights(weights: Fields) -> str:
+    return " ".join(filter(None, (weights["name"], weights.get("sha256"))))
 
 
 def _describe_scores(scores: Mapping[str, Any]) -> str:

@@ -172,12 +172,16 @@ def test_parent_weights_are_dependencies_by_their_hash(tmp_path, make_tree, trai
     assert (parent["name"], parent["digest"]) == ("weights.safetensors", {"sha256": hash_weights(trained)})
 
 
-def test_a_teacher_is_a_dependency_by_its_hash(tmp_path, make_tree, trained, train_photos):
+def test_a_teacher_is_a_dependency_by_its_hash_and_told(tmp_path, make_tree, trained, train_photos):
     train_photos(tmp_path / "run", "--teacher", trained)
-    statement = make_statement(make_tree(tmp_path / "run"))
+    tree = make_tree(tmp_path / "run")
+    statement = make_statement(tree)
     [teacher] = dependencies(statement, "teacher weights")
     assert (teacher["name"], teacher["digest"]) == (trained.name, {"sha256": hash_weights(trained)})
     assert str(trained) not in json.dumps(statement)
+    archive = pack_with_provenance(tree, tmp_path / "colors.mar")
+    assert f"\nteacher    {trained.name} {hash_weights(trained)}\n" in tell(archive)
+    assert json.loads(tell(archive, "--json"))["teacher"] == {"name": trained.name, "sha256": hash_weights(trained)}
 
 
 def test_it_is_the_same_in_another_process_folder_umask_and_time_zone(make_tree, trained):
