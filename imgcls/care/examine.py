@@ -4,18 +4,15 @@ import hashlib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from imgcls.data.bands import read_deep
+from imgcls.data.decoding import decode_any
 from imgcls.data.images import DataSource, Problem, Sample
 from imgcls.data.progress import show_progress
-from model.bands import decode_bands, is_no_picture, read_bands
 from model.errors import ImageError
-from model.images import decode_image
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Examined:
 
     def open(self) -> Image.Image:
         """Decodes the image as RGB, as training and serving do; of bands, what there is to look at."""
-        return _decode(self.sample.read())[0]
+        return decode_any(self.sample.read())[0]
 
 
 def examine(source: DataSource, *, progress: bool = True) -> tuple[list[Examined], list[tuple[str, Problem]]]:
@@ -71,7 +68,7 @@ def _walk(source: DataSource) -> Iterator[tuple[str, Sample]]:
 
 def _examine(sample: Sample, split: str, label: str) -> Examined:
     data = sample.read()
-    picture, samples = _decode(data)
+    picture, samples = decode_any(data)
     if samples is not None:
         mode, kind, (width, height) = f"{len(samples)} bands of {8 * samples.itemsize} bits", "TIFF", picture.size
     else:
@@ -88,12 +85,3 @@ def _read_low_bytes(data: bytes) -> bytes:
     if samples is None or not (samples & 255).any() or not (samples % 257).any():
         return b""
     return (samples & 255).astype(np.uint8).tobytes()
-
-
-def _decode(data: bytes) -> tuple[Image.Image, npt.NDArray[Any] | None]:
-    """Returns a picture of an image, and the samples of one that is none: a TIFF of bands."""
-    if not is_no_picture(data):
-        return decode_image(data, channels=3), None
-    samples, _ = read_bands(data)
-    top = int(np.iinfo(samples.dtype).max)
-    return decode_bands(data, ranges=[(0, top)] * len(samples)).to_picture(), samples

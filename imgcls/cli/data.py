@@ -103,7 +103,9 @@ def shard(
     seed: Annotated[int, typer.Option(help="Of the order, and of splits that are drawn, as train.py's.")] = 0,
     val_fraction: Annotated[float, typer.Option(help="As train.py's.")] = 0.15,
     test_fraction: Annotated[float, typer.Option(help="As train.py's.")] = 0.15,
-    strict: Annotated[bool, typer.Option("--strict", help="Write nothing where a file cannot be used.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Decode each file too, and write nothing where one cannot be used.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Writes a data set as tar shards in the WebDataset convention, so that a large one has few files.

@@ -18,11 +18,13 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
+from imgcls.data.decoding import decode_any
 from imgcls.data.images import DataSource, ImageSet, Problem, Sample, count_files
 from imgcls.data.listing import IMAGE_SUFFIXES
 from imgcls.data.progress import show_progress
 from imgcls.errors import DataError, UsageError
 from imgcls.files import sync, write_atomic
+from model.errors import ImageError
 
 _BLOCK_BYTES = 512
 _RECORD_BYTES = tarfile.RECORDSIZE  # a tar ends with two blocks of zeros, and more up to a whole record
@@ -47,7 +49,7 @@ def write_shards(
 
     Raises:
         UsageError: the folder is there, the size is no size of a shard, or the source perturbs its images.
-        DataError: nothing could be read, or, where strict, something could not be used.
+        DataError: nothing could be read, or, where strict, something could not be read or decoded.
         OSError: the folder cannot be written.
     """
     if source.perturb:
@@ -62,7 +64,7 @@ def write_shards(
         shards, images, problems = {}, {}, list(source.problems)
         for name, split in source.splits.items():
             writer = _Writer(temporary, name, size_bytes=size_bytes)
-            for files in _pack_split(split, problems, seed=seed, progress=progress):
+            for files in _pack_split(split, problems, seed=seed, strict=strict, progress=progress):
                 writer.add(files)
             writer.close()
             shards[name], images[name] = writer.shards, writer.samples
@@ -78,15 +80,19 @@ def write_shards(
     return Shards(folder, shards, images, tuple(problems))
 
 
-def _pack_split(images: ImageSet, problems: list[Problem], *, seed: int, progress: bool) -> Iterator[_Files]:
-    """Yields each sample's files in a drawn order; what cannot be read goes to the problems."""
+def _pack_split(
+    images: ImageSet, problems: list[Problem], *, seed: int, strict: bool, progress: bool
+) -> Iterator[_Files]:
+    """Yields each sample's files in a drawn order; what cannot be read, or where strict decoded, is a problem."""
     samples = random.Random(seed).sample(images.samples, len(images))
     shown = show_progress(samples, f"writing {images.name}", total=len(images), show=progress)
     for number, sample in enumerate(shown):
         try:
             data = sample.read()
+            if strict:
+                decode_any(data)
             yield _pack(sample, data, key=f"{number:09}", class_name=images.classes[sample.label])
-        except OSError as err:
+        except (OSError, ImageError) as err:
             problems.append(Problem(sample.name, str(err)))
 
 

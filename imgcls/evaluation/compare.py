@@ -74,7 +74,7 @@ def align(run: Stored, baseline: Stored, *, name: str) -> Stored:
     if run.images_sha256 != baseline.images_sha256 or sorted(run.names) != sorted(baseline.names):
         raise RunError(
             f"{name}: the two runs were not measured on the same images ({len(run.names)} and {len(baseline.names)}); "
-            "evaluate both on the same --test"
+            "evaluate both on one --test, and on one with a test split of its own where their training had other seeds"
         )
     if set(run.classes) != set(baseline.classes):
         other = sorted(set(run.classes) ^ set(baseline.classes))
@@ -97,8 +97,11 @@ def compare_runs(run: Path, baseline: Path, *, names: Sequence[str] = (), seed: 
     """Compares two run directories on test sets that both were evaluated on; on all such where none is named.
 
     Raises:
-        RunError: there is none, or the images or classes are not the same.
+        RunError: there is none, the images or classes are not the same, or one is no run directory.
     """
+    for each in (run, baseline):
+        if not each.is_dir():
+            raise RunError(f"{each}: is no run directory; make one with python train.py --out {each}")
     shared = names or sorted(set(list_stored(run)) & set(list_stored(baseline)))
     if not shared:
         raise RunError(

@@ -128,7 +128,8 @@ def _locate(where: str) -> tuple[str, str | None]:
 def _identify(run: Path, config: dict[str, Any], record: TrainRecord | None) -> str:
     """Returns the digest by which a run is known again; a part of it that was resumed leaves it as it was."""
     settings = {key: value for key, value in config.items() if key not in _NOT_SETTINGS}
-    start = record.model_dump(mode="json", include={"code", "data", "seed", "parent", "versions"}) if record else None
+    facts = {"code", "data", "seed", "parent", "versions"} | ({"teacher"} if record and record.teacher else set())
+    start = record.model_dump(mode="json", include=facts) if record else None
     text = json.dumps([run.resolve().name, settings, start], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

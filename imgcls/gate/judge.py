@@ -136,7 +136,14 @@ def _find_slices(rule: Rule, stored: Stored) -> Iterator[tuple[str | None, Place
             ".csv or .jsonl with that column"
         )
     column = stored.columns[rule.slice]
-    values = [rule.value] if rule.value is not None else [str(value) for value in np.unique(column)]
+    found = [str(value) for value in np.unique(column)]
+    if rule.value is not None and rule.value not in found:
+        named = ", ".join(map(repr, found[:5])) + ", …" * (len(found) > 5)
+        raise RunError(
+            f"{rule.test}: none of its images has {rule.slice} = {rule.value!r}; they have {named}; mend the rule, or "
+            "evaluate on images that have it"
+        )
+    values = [rule.value] if rule.value is not None else found
     for value in values:
         yield f"{rule.slice}={value}", np.flatnonzero(column == value)
 

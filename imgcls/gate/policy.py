@@ -77,6 +77,8 @@ class Rule(_Part):
             raise ValueError(f"{name}: min is {self.min}; expected 0..1")
         if self.value is not None and self.slice is None:
             raise ValueError(f"{name} has a value and no slice; name the column with slice")
+        if self.by == "estimate" and self.min is None:
+            raise ValueError(f"{name}: by is for a min, which it does not have; leave by off")
         return self
 
 
@@ -88,6 +90,13 @@ class Policy(_Part):
     min_samples: Annotated[int, Field(ge=1)] = 100
     tests: dict[str, TestRule] = Field(default_factory=dict)
     rule: Annotated[list[Rule], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _pins_are_of_rules(self) -> Self:
+        names = sorted({rule.test for rule in self.rule})
+        if idle := sorted(set(self.tests) - set(names)):
+            raise ValueError(f"tests.{idle[0]}: no rule has test = {idle[0]!r}; expected one of {', '.join(names)}")
+        return self
 
     @property
     def needs_baseline(self) -> bool:

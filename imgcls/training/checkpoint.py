@@ -29,7 +29,7 @@ EARLIER_FILE = "checkpoint.pt"  # of versions that could go on from the end of a
 FORMAT = 2
 
 # What may be another in the rest of a run: it does not decide the weights, or the spec is compared instead.
-_FREE = {"data", "out", "overwrite", "resume", "strict", "weights", "pretrained"}
+_FREE = {"data", "out", "overwrite", "resume", "strict", "teacher", "weights", "pretrained"}
 _FREE |= {"device", "threads", "workers", "golden", "deterministic", "checkpoint_every", "keep_checkpoints", "epochs"}
 _FREE |= {
     "accumulate",
@@ -208,7 +208,8 @@ class Checkpoints:
     def _refuse_other(self, state: dict[str, Any], *, spec: ModelSpec, steps_per_epoch: int) -> None:
         run = self.folder.parent
         now, then = self.config.model_dump(mode="json"), state["config"]
-        for name in sorted(set(now) - _FREE):
+        had_teacher = (then.get("teacher") is None, now["teacher"] is None)  # which one it is tells its part
+        for name in sorted(set(now) - _FREE | ({"teacher"} if len(set(had_teacher)) > 1 else set())):
             earlier = then.get(name, TrainConfig.model_fields[name].default)
             if now[name] != earlier:
                 raise UsageError(f"{run}: was trained with --{_flag(name)} {earlier}, now {now[name]}; {_repeat(run)}")

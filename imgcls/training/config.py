@@ -70,7 +70,9 @@ class TrainConfig(BaseSettings):
     teacher_weight: Annotated[float, Field(gt=0, le=1)] = Field(
         0.5, description="part of the loss that is the teacher's; the labels have the rest"
     )
-    teacher_temperature: Positive = Field(2.0, description="at which both networks' answers are compared")
+    teacher_temperature: Annotated[float, Field(gt=0, le=100)] = Field(
+        2.0, description="at which both networks' answers are compared"
+    )
     channels: Channels | None = Field(
         None, description="1 gray, 3 RGB, 4 RGBA, more: a TIFF's bands; default: as the images are, no alpha"
     )
@@ -237,6 +239,10 @@ class TrainConfig(BaseSettings):
             ),
             "teacher_weight or teacher_temperature is given without a teacher; give teacher, or leave them off": (
                 self.teacher is None and any(getattr(self, each) != default[each] for each in _OF_TEACHER)
+            ),
+            "teacher_weight is 1, and class_weights or label_smoothing is given, which are for the labels' part of the "
+            "loss; expected a teacher_weight below 1": (
+                self.teacher_weight == 1 and (self.class_weights or self.label_smoothing > 0)
             ),
         }
         return [reason for reason, is_idle in found.items() if is_idle]

@@ -7,6 +7,9 @@ augmented and mixed, as Beyer et al. 2022 (arXiv:2106.05237) advise.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from handler.integrity import hash_file
-from imgcls.data.digests import Digests, make_fingerprint
+from imgcls.data.digests import Digests, Fingerprint, make_fingerprint
 from imgcls.data.images import DataSource
 from imgcls.errors import UsageError
 from imgcls.training.config import TrainConfig
 from imgcls.training.progress import log
-from imgcls.training.record import RECORD_FILE, describe_source, read_record
+from imgcls.training.record import RECORD_FILE, SplitRecord, read_record
 from model.network import load_network
 from model.normalise import Normalise
 from model.spec import SPEC_FILE, WEIGHTS_FILE, ModelSpec, read_spec
@@ -94,43 +97,57 @@ class Teacher:
             raise ValueError(f"its teacher had weights {state_dict['sha256'][:12]}, now {self.sha256[:12]}")
 
 
+def check_teacher(config: TrainConfig) -> None:
+    """Raises UsageError where `--teacher` names no other run; comes before the images are read, which may take long."""
+    if config.teacher is None:
+        return
+    if missing := [name for name in (SPEC_FILE, WEIGHTS_FILE) if not (config.teacher / name).is_file()]:
+        raise UsageError(
+            f"--teacher {config.teacher}: is no run directory, {missing[0]} is not in it; make one with "
+            f"python train.py --out {config.teacher}"
+        )
+    if config.teacher.resolve() == config.out.resolve():
+        raise UsageError(f"--teacher and --out are both {config.out}; give another --out, so that the teacher stays")
+
+
 def open_teacher(
     config: TrainConfig, student: ModelSpec, source: DataSource, digests: Digests, *, device: torch.device
 ) -> Teacher | None:
     """Opens the run that `--teacher` names, or returns None where none is named.
 
     Raises:
-        UsageError: its classes or its kind of images are not those of the run to train, or it is this very run.
+        UsageError: its classes or its kind of images are not those of the run to train.
         SpecError, WeightsError, RunError: it cannot be read.
     """
     if config.teacher is None:
         return None
-    if config.teacher.resolve() == config.out.resolve():
-        raise UsageError(f"--teacher and --out are both {config.out}; give another --out, so that the teacher stays")
     spec, weights = read_spec(config.teacher / SPEC_FILE), config.teacher / WEIGHTS_FILE
     network = load_network(spec, weights)
     if config.compile:
         network.compile()
     teacher = Teacher(network, spec, student=student, config=config, sha256=hash_file(weights), device=device)
-    if has_other_splits(config, source, digests):
+    if has_other_splits(config.teacher, source, digests):
         log(
-            f"warning: {config.teacher} was trained on other splits of this data, so it has learnt images that "
-            "validate or test this run; give that run's --seed, --val-fraction and --test-fraction"
+            f"warning: {config.teacher} seems to have been trained on other splits of this data, so that it has learnt "
+            "images that validate or test this run; give that run's --seed, --val-fraction and --test-fraction"
         )
     return teacher
 
 
-def has_other_splits(config: TrainConfig, source: DataSource, digests: Digests) -> bool:
-    """Whether a teacher's record says that it was trained on the same source and other images of it were held out."""
-    if config.teacher is None or not (config.teacher / RECORD_FILE).is_file():
+def has_other_splits(teacher: Path, source: DataSource, digests: Digests) -> bool:
+    """Whether a run's record tells of as many images of each class, of which others were held out."""
+    if not (teacher / RECORD_FILE).is_file():
         return False
-    data = read_record(config.teacher / RECORD_FILE).data
-    if data.source != describe_source(config.data):
+    theirs = read_record(teacher / RECORD_FILE).data.splits
+    ours = {name: make_fingerprint(images, digests[name]) for name, images in source.splits.items()}
+    if _count_classes(theirs.values()) != _count_classes(ours.values()):
         return False
-    held_out = {name: images for name, images in source.splits.items() if name != "train" and name in data.splits}
-    return any(
-        make_fingerprint(images, digests[name]).sha256 != data.splits[name].sha256 for name, images in held_out.items()
-    )
+    known = [name for name in ours if name != "train" and name in theirs and theirs[name].sha256]
+    return any(theirs[name].sha256 != ours[name].sha256 for name in known)
+
+
+def _count_classes(splits: Iterable[SplitRecord | Fingerprint]) -> Counter[str]:
+    return sum((Counter(split.classes) for split in splits), Counter())
 
 
 def _refuse_other_images(spec: ModelSpec, student: ModelSpec, config: TrainConfig) -> None:

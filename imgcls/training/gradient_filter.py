@@ -122,6 +122,8 @@ class GradientFilter:
 
     def end_epoch(self, progress: Progress) -> str:
         """Judges the labels anew, writes what was rejected into log and record, and returns a few words on it."""
+        if progress.epoch == self.config.freeze_epochs:
+            self.steps.forget_norms()
         changes = self.labels.end_epoch(progress.epoch)
         self.rejections.add(  # each process has found the same
             self._row(progress, "drop" if each.is_dropped else "return", each.index, "label", each.value, each.limit)

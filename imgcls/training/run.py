@@ -27,6 +27,7 @@ from imgcls.errors import RunError
 from imgcls.files import write_atomic
 from imgcls.training.checkpoint import CHECKPOINTS_FOLDER, EARLIER_FILE, Epoch, read_newest
 from imgcls.training.config import TrainConfig
+from imgcls.training.distillation import check_teacher
 from imgcls.training.record import RECORD_FILE, REJECTIONS_FILE
 from model.bands import Bands, read_bands
 from model.classifier import SPEC_FILE, WEIGHTS_FILE
@@ -46,6 +47,7 @@ def open_run(config: TrainConfig) -> Path:
     Raises:
         RunError: a run is already there and neither overwrite nor resume is asked for, there is none to resume, or the
             folder cannot be made.
+        UsageError: the teacher is no other run.
     """
     run = config.out
     if config.find_lr:
@@ -53,6 +55,7 @@ def open_run(config: TrainConfig) -> Path:
     has_run = any((run / name).exists() for name in (WEIGHTS_FILE, CHECKPOINTS_FOLDER, EARLIER_FILE, SPEC_FILE))
     if run.is_dir() and any(run.iterdir()) and not has_run:
         raise RunError(f"{run}: holds files that are no run's; give another --out, so that nothing of yours is lost")
+    check_teacher(config)
     if config.resume:
         read_newest(run)  # now, as reading the images may take long
     if has_run and not (config.resume or config.overwrite):

@@ -54,6 +54,10 @@ class StepFilter:
         if self._buffers:
             torch._foreach_copy_(self._kept, self._buffers)
 
+    def forget_norms(self) -> None:
+        """Forgets the recent norms, which tell nothing of the next ones: comes where other layers learn from now on."""
+        self._norms.clear()
+
     def measure(self) -> Tensor:
         """Returns the norm of the whole gradient, float32 (), on its device; not finite where any part is not."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]

@@ -396,6 +396,17 @@ def test_command_writes_names_what_it_leaves_out_and_never_overwrites(tmp_path: 
     assert "is there already" in str(again.exception)
 
 
+def test_strict_shards_hold_no_image_that_cannot_be_decoded(tmp_path: Path) -> None:
+    photos = write_folder(tmp_path / "photos")
+    broken = next(path for path in sorted(photos.rglob("*")) if path.is_file())
+    broken.write_bytes(broken.read_bytes()[:40])
+    shown = CliRunner().invoke(app, ["data", "shard", str(photos), str(tmp_path / "strict"), "--strict"])
+    assert isinstance(shown.exception, DataError)
+    assert f"1 file cannot be used, first {broken.relative_to(photos)}" in str(shown.exception).replace("files", "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
+    assert CliRunner().invoke(app, ["data", "shard", str(photos), str(tmp_path / "all")]).exit_code == 0
+
+
 def test_folder_that_cannot_be_finished_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(str(write_folder(tmp_path / "photos")))
 

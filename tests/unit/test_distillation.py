@@ -1,5 +1,6 @@
 """A run that learns another run's answers: the loss beside timm's, what the teacher sees, resuming, refusals."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from imgcls.archive.card import write_card
 from imgcls.errors import RunError, UsageError
 from imgcls.training.config import TrainConfig, read_config
 from imgcls.training.distillation import Teacher
-from imgcls.training.record import RECORD_FILE, ParentRecord, read_record
-from model.errors import SpecError, WeightsError
+from imgcls.training.record import RECORD_FILE, ParentRecord, format_record, read_record
+from model.errors import WeightsError
 from model.network import SimpleCNN
 from model.normalise import Normalise
 from model.spec import WEIGHTS_FILE, ModelSpec
@@ -112,6 +113,8 @@ def test_a_teacher_of_other_classes_or_images_is_refused(fields, message):
         (("--dp-noise", "1"), "teacher does not go together with dp_noise"),
         (("--teacher-weight", "0"), "teacher_weight: Input should be greater than 0"),
         (("--teacher-temperature", "0"), "teacher_temperature: Input should be greater than 0"),
+        (("--teacher-temperature", "1e20"), "teacher_temperature: Input should be less than or equal to 100"),
+        (("--teacher-weight", "1", "--class-weights"), "teacher_weight is 1, and class_weights or label_smoothing"),
     ],
 )
 def test_settings_that_do_not_go_with_a_teacher_are_refused(flags, message):
@@ -138,13 +141,15 @@ def test_a_run_with_a_teacher_is_resumed_to_the_bit_and_with_this_teacher_only(t
     train_photos(tmp_path / "alone", *SMALL, "--mixup", 0.2, "--accumulate", 2, epochs=3)
     whole, parts, alone = ((tmp_path / run / WEIGHTS_FILE).read_bytes() for run in ("whole", "parts", "alone"))
     assert whole == parts != alone
+    shutil.copytree(teacher, tmp_path / "moved")
+    train_photos(tmp_path / "parts", "--teacher", tmp_path / "moved", *options[2:], "--resume", epochs=4)
     with pytest.raises(UsageError, match=r"was trained with --teacher .*, now None"):
         train_photos(tmp_path / "parts", *SMALL, "--mixup", 0.2, "--accumulate", 2, "--resume", epochs=4)
     train_photos(teacher, "--overwrite", "--parameters", '{"widths": [16]}', "--seed", 1)
     with pytest.raises(
         RunError, match=f"its teacher had weights .{{12}}, now {hash_file(teacher / 'weights.safetensors')[:12]}"
     ):
-        train_photos(tmp_path / "parts", *options, "--resume", epochs=4)
+        train_photos(tmp_path / "parts", *options, "--resume", epochs=5)
 
 
 def test_what_only_the_teacher_knows_is_learnt(tmp_path, train_photos, train, teacher, monkeypatch):
@@ -167,26 +172,43 @@ def test_the_record_and_the_card_name_the_teacher_and_not_its_folder(tmp_path, t
     assert str(teacher) not in card
 
 
-def test_a_teacher_that_learnt_what_is_held_out_now_is_warned_of(tmp_path, train_photos, teacher, capsys):
-    train_photos(tmp_path / "run", "--teacher", teacher)
-    assert "was trained on other splits" not in capsys.readouterr().err
-    train_photos(tmp_path / "other", "--teacher", teacher, "--seed", 5)
-    assert f"warning: {teacher} was trained on other splits of this data" in capsys.readouterr().err
-    (teacher / "train_record.json").unlink()
-    train_photos(tmp_path / "third", "--teacher", teacher, "--seed", 5)
-    assert "was trained on other splits" not in capsys.readouterr().err
+def test_a_teacher_that_learnt_what_is_held_out_now_is_warned_of(tmp_path, train_photos, teacher, photos, capsys):
+    def find_warning(name: str, *flags: object, data: Path = photos) -> str:
+        train_photos(tmp_path / "runs" / name, "--teacher", teacher, *flags, data=data)
+        return "".join(line for line in capsys.readouterr().err.splitlines() if "other splits" in line)
+
+    assert not find_warning("same")
+    warning = f"warning: {teacher} seems to have been trained on other splits of this data"
+    assert find_warning("seed", "--seed", 5).startswith(warning)
+    (tmp_path / "link").symlink_to(photos)
+    assert find_warning("link", "--seed", 5, data=tmp_path / "link").startswith(warning)
+    fewer = tmp_path / "elsewhere" / photos.name  # other data in a folder of the same name
+    shutil.copytree(photos, fewer)
+    next(path for path in sorted(fewer.rglob("*")) if path.is_file()).unlink()
+    assert not find_warning("fewer", data=fewer)
+    record = read_record(teacher / RECORD_FILE)
+    splits = {name: split.model_copy(update={"sha256": None}) for name, split in record.data.splits.items()}
+    private = record.model_copy(update={"data": record.data.model_copy(update={"splits": splits})})
+    (teacher / RECORD_FILE).write_text(format_record(private))  # as an archive of a private run holds it
+    assert not find_warning("private", "--seed", 5)
+    (teacher / RECORD_FILE).unlink()
+    assert not find_warning("none", "--seed", 5)
 
 
 def test_a_teacher_that_is_not_there_or_is_this_run_is_refused_before_anything_is_written(
     tmp_path, train_photos, teacher
 ):
-    with pytest.raises(SpecError, match=r"nowhere/spec\.yaml"):
+    before = hash_file(teacher / WEIGHTS_FILE)
+    with pytest.raises(UsageError, match=r"nowhere: is no run directory, spec\.yaml is not in it; make one with"):
         train_photos(tmp_path / "run", "--teacher", tmp_path / "nowhere")
     with pytest.raises(UsageError, match="--teacher and --out are both"):
         train_photos(teacher, "--teacher", teacher, "--overwrite")
-    before = hash_file(teacher / WEIGHTS_FILE)
-    (tmp_path / "half").mkdir()
-    (tmp_path / "half/spec.yaml").write_bytes((teacher / "spec.yaml").read_bytes())
-    with pytest.raises(WeightsError, match=r"half/weights\.safetensors: cannot be read"):
-        train_photos(teacher, "--teacher", tmp_path / "half", "--overwrite")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    shutil.copy(teacher / "spec.yaml", broken)
+    with pytest.raises(UsageError, match=r"broken: is no run directory, weights\.safetensors is not in it"):
+        train_photos(teacher, "--teacher", broken, "--overwrite")
+    (broken / WEIGHTS_FILE).write_bytes(b"x")
+    with pytest.raises(WeightsError, match=r"broken/weights\.safetensors: cannot be read"):
+        train_photos(teacher, "--teacher", broken, "--overwrite")
     assert hash_file(teacher / WEIGHTS_FILE) == before

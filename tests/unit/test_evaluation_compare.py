@@ -126,6 +126,8 @@ def test_runs_are_compared_from_what_was_stored(tmp_path: Path, write_run, table
     worse = write_run(tmp_path / "worse", change=lambda state: state["classifier.4.bias"][0].sub_(9))
     with pytest.raises(RunError, match="share no test set"):
         compare_runs(run, worse)
+    with pytest.raises(RunError, match=r"nowhere: is no run directory; make one with python train\.py --out"):
+        compare_runs(run, tmp_path / "nowhere")
     for each in (run, worse):
         evaluate_run(each, tests={"t": str(table)})
     shown = CliRunner().invoke(app, ["compare", str(run), str(worse), "--json"], catch_exceptions=False).stdout

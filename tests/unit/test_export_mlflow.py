@@ -93,6 +93,14 @@ def test_private_run_is_exported_without_digests_of_its_training_images(run: Pat
     assert export(run, store).split()[3] == run_id
 
 
+def test_a_run_of_another_teacher_is_another_run(run: Path, store: Path) -> None:
+    found = [export(run, store).split()[3]]
+    for sha256 in ("a" * 64, "b" * 64):
+        (run / "train_record.json").write_text(json.dumps(RECORD | {"teacher": {"name": "large", "sha256": sha256}}))
+        found.append(export(run, store).split()[3])
+    assert len(set(found)) == 3
+
+
 def test_exporting_again_goes_on_with_the_same_run(run: Path, store: Path, photos: Path) -> None:
     first = export(run, store)
     assert first.startswith("made MLflow run")

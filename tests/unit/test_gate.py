@@ -152,8 +152,9 @@ def test_each_slice_is_judged(run: Path):
     assert [finding.slice for finding in report.findings] == ["camera=day", "camera=night"]
     [finding] = judge(run, rule('metric = "recall_macro"\nslice = "camera"\nvalue = "night"\nmin = 0.5')).findings
     assert (finding.slice, finding.samples) == ("camera=night", 500)
-    [finding] = judge(run, rule('metric = "accuracy"\nslice = "camera"\nvalue = "dusk"\nmin = 0.5')).findings
-    assert finding.verdict == "inconclusive"
+    wrong = 'inconclusive = "pass"\n' + rule('metric = "accuracy"\nslice = "camera"\nvalue = "nihgt"\nmin = 0.5')
+    with pytest.raises(RunError, match="none of its images has camera = 'nihgt'; they have 'day', 'night'; mend"):
+        judge(run, wrong)
 
 
 @pytest.mark.parametrize(("metric", "limit", "verdict"), [("ece", 0.2, "successful"), ("loss", 0.1, "failed")])
@@ -172,6 +173,8 @@ def test_loss_and_ece_have_a_ceiling(run: Path, metric, limit, verdict):
         (rule('metric = "accuracy"\nmin = 95'), "expected 0..1"),
         (rule('metric = "accuracy"\nmin = 0.9\nvalue = "night"'), "no slice"),
         (rule('metric = "accuracy"\nmin = 0.9\ntypo = 1'), "typo"),
+        (rule('metric = "accuracy"\nmax_drop = 0.1\nby = "estimate"'), "by is for a min"),
+        (f'[tests.claen]\nimages_sha256 = "{"b" * 64}"\n' + rule('metric = "accuracy"\nmin = 0.9'), "one of clean"),
         ("confidence = 95\n" + rule('metric = "accuracy"\nmin = 0.9'), "confidence"),
         ("[[rule", "TOML"),
     ],

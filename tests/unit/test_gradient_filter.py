@@ -167,6 +167,23 @@ def test_a_norm_far_above_the_recent_ones_is_rejected_until_norms_have_risen_for
     assert outcomes[0] is not None and outcomes[-1] is None
 
 
+def test_norms_of_a_frozen_network_do_not_judge_the_whole(tmp_path, train, train_photos, monkeypatch):
+    """The head's gradient alone is far shorter than that of all layers."""
+    measure = train.GradientFilter.allows
+    norms = {1: 0.01, 2: 5.0}  # by epoch
+
+    def allows(self, batch, loss, *, progress, scaler):
+        monkeypatch.setattr(self.steps, "measure", lambda: torch.tensor(norms[progress.epoch]))
+        return measure(self, batch, loss, progress=progress, scaler=scaler)
+
+    monkeypatch.setattr(train.GradientFilter, "allows", allows)
+    common = ("--reject-norm", 8, "--batch-size", 1)
+    train_photos(tmp_path / "frozen", *common, "--freeze-epochs", 1, epochs=2)
+    assert not read_log(tmp_path / "frozen")
+    with pytest.raises(RunError, match="3 of the last"):
+        train_photos(tmp_path / "whole", *common, epochs=2)
+
+
 @pytest.mark.parametrize(("loss", "norm", "reason"), [(math.nan, 1.0, "loss"), (1.0, math.inf, "gradient norm")])
 def test_what_is_not_finite_is_rejected_and_buffers_are_put_back(loss, norm, reason):
     network = nn.BatchNorm2d(3)
