@@ -2,7 +2,11 @@
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from imgcls.errors import RunError
 
 
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o666) -> None:
@@ -24,6 +28,19 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o666) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextmanager
+def refuse_unwritable(path: Path, *, advice: str) -> Iterator[None]:
+    """Within it, a failed write is one line that names what the user asked to be written, and no temporary file.
+
+    Raises:
+        RunError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as err:
+        raise RunError(f"{path}: cannot be written: {err.strerror or err}; {advice}") from err
 
 
 def sync(path: Path) -> None:

@@ -50,8 +50,8 @@ def report(
 
     from imgcls.care.check import SHOWN, check_data
     from imgcls.care.findings import MEANING
-    from imgcls.errors import DataError, RunError, UsageError
-    from imgcls.files import write_atomic
+    from imgcls.errors import DataError, UsageError
+    from imgcls.files import refuse_unwritable, write_atomic
     from imgcls.report.charts import draw_bars
     from imgcls.report.render import render
 
@@ -64,10 +64,8 @@ def report(
     balance = draw_bars({name: split.classes for name, split in found.splits.items()}, label="images")
     page = render("data.html.j2", {"report": found, "meanings": MEANING, "balance": balance, "shown": SHOWN})
     target = out or Path("data-report.html")
-    try:
+    with refuse_unwritable(target, advice="choose another file with --out"):
         write_atomic(target, page)
-    except OSError as err:
-        raise RunError(f"{target}: cannot be written: {err}; choose another file with --out") from err
     counts: dict[str, int] = {kind: found.count(kind) for kind in MEANING}
     if as_json:
         fields = found.model_dump(exclude={"findings": {"__all__": {"images": {"__all__": {"image"}}}}})
@@ -159,18 +157,14 @@ def screen(
 
     from imgcls.care.features import read_features
     from imgcls.care.poison import FEWEST, POISON_FILE, format_named, screen_features
-    from imgcls.errors import RunError, UsageError
-    from imgcls.files import write_atomic
+    from imgcls.errors import UsageError
+    from imgcls.files import refuse_unwritable, write_atomic
 
     if not 0 < share < 0.5:
         raise UsageError(f"--share is {share:g}; expected above 0 and below 0.5, as planted images are not the most")
     found = screen_features(read_features(run, data=source, device=device.value), share=share)
-    try:
+    with refuse_unwritable(run / POISON_FILE, advice="make room or mend permissions"):
         write_atomic(run / POISON_FILE, format_named(found))
-    except OSError as err:
-        raise RunError(
-            f"{run / POISON_FILE}: cannot be written: {err.strerror}; make room or mend permissions"
-        ) from err
     if as_json:
         print(found.model_dump_json(indent=1))
     else:

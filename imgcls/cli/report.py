@@ -20,16 +20,13 @@ def report(
     It holds no script and loads nothing, so that it can be mailed. It shows what imgcls evaluate and imgcls robustness
     have stored.
     """
-    from imgcls.errors import RunError
-    from imgcls.files import write_atomic
+    from imgcls.files import refuse_unwritable, write_atomic
     from imgcls.report.collect import collect_run
     from imgcls.report.render import render
 
     page = render("run.html.j2", vars(collect_run(run, baseline=against)))
     target = out or run / "report.html"
-    try:
+    with refuse_unwritable(target, advice="choose another file with --out"):
         write_atomic(target, page)
-    except OSError as err:
-        raise RunError(f"{target}: cannot be written: {err}; choose another file with --out") from err
     print(target)
     print(f"{len(page.encode()):,} bytes; open it in a browser", file=sys.stderr)

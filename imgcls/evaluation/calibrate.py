@@ -14,7 +14,7 @@ from imgcls.evaluation.opening import Tell, describe_draw, open_images
 from imgcls.evaluation.predict import rename_classes
 from imgcls.evaluation.reports import hash_weights
 from imgcls.evaluation.run import choose_device, read_run_data
-from imgcls.files import write_atomic
+from imgcls.files import refuse_unwritable, write_atomic
 from imgcls.training.record import describe_source
 from model.classifier import Classifier, softmax
 from model.errors import NumericError
@@ -81,8 +81,10 @@ def calibrate_run(
     except DataError as err:
         advice = f"use more images with --on, or leave it at {classifier.spec.temperature:g}"
         raise DataError(f"{text}: {err}; {advice}") from err
-    write_atomic(run / CALIBRATION_FILE, record.model_dump_json(indent=1) + "\n")
-    write_atomic(run / SPEC_FILE, dump_spec(classifier.spec.model_copy(update={"temperature": record.temperature})))
+    calibrated = classifier.spec.model_copy(update={"temperature": record.temperature})
+    with refuse_unwritable(run, advice="make room or mend permissions"):
+        write_atomic(run / CALIBRATION_FILE, record.model_dump_json(indent=1) + "\n")
+        write_atomic(run / SPEC_FILE, dump_spec(calibrated))
     return Calibration(record, classifier.spec.temperature)
 
 

@@ -21,6 +21,7 @@ import yaml
 
 from imgcls.errors import RunError, UsageError
 from imgcls.evaluation.numbers import Number, read_numbers
+from imgcls.files import refuse_unwritable
 from imgcls.training.record import RECORD_FILE, TrainRecord, format_record, read_published
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -121,7 +122,8 @@ def _locate(where: str) -> tuple[str, str | None]:
         raise UsageError(
             f"{where}: is a file store, to which MLflow no longer writes; mlflow migrate-filestore moves it"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    with refuse_unwritable(folder, advice="choose another folder with --mlflow"):
+        folder.mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{folder / 'mlflow.db'}", (folder / "artifacts").as_uri()
 
 

@@ -19,7 +19,7 @@ from imgcls.evaluation.reports import hash_weights
 from imgcls.evaluation.robustness_record import Corrupted, Robustness
 from imgcls.evaluation.run import choose_device, open_tests
 from imgcls.evaluation.stored import EVALUATION_FOLDER
-from imgcls.files import write_atomic
+from imgcls.files import refuse_unwritable, write_atomic
 from model.classifier import Classifier
 
 LIMIT = 300
@@ -75,8 +75,9 @@ def measure_robustness(
             results=results,
         )
         folder = run / EVALUATION_FOLDER
-        folder.mkdir(exist_ok=True)
-        write_atomic(folder / f"{test}.robustness.json", found[test].model_dump_json(indent=1) + "\n")
+        with refuse_unwritable(folder, advice="make room or mend permissions"):
+            folder.mkdir(exist_ok=True)
+            write_atomic(folder / f"{test}.robustness.json", found[test].model_dump_json(indent=1) + "\n")
     return found
 
 

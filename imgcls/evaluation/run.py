@@ -32,7 +32,7 @@ from imgcls.evaluation.predict import Predictions, predict_images, rename_classe
 from imgcls.evaluation.reports import TestReport, hash_weights, save_reports
 from imgcls.evaluation.slices import measure_slices, read_columns
 from imgcls.evaluation.stored import EVALUATION_FOLDER, Stored, write_stored
-from imgcls.files import write_atomic
+from imgcls.files import refuse_unwritable, write_atomic
 from model.classifier import SPEC_FILE, Classifier
 from model.spec import read_spec
 
@@ -257,7 +257,7 @@ def _write_files(folder: Path, name: str, evaluation: Evaluation, predictions: P
     """Writes one set's files; metrics.json last, so that what it lists is there."""
     report, classes = evaluation.report, evaluation.stored.classes
     title = f"{name}: accuracy {report.accuracy:.2%} of {report.samples:,} images"
-    try:
+    with refuse_unwritable(folder, advice="choose another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / f"confusion_{name}.png", plot_confusion(report.confusion, classes=classes, title=title))
         write_atomic(folder / f"predictions_{name}.csv", _format_predictions(predictions, classes=classes))
@@ -265,8 +265,6 @@ def _write_files(folder: Path, name: str, evaluation: Evaluation, predictions: P
         gallery = evaluation.gallery.model_dump_json(indent=1)
         write_atomic(folder / EVALUATION_FOLDER / f"{name}.gallery.json", gallery + "\n")
         save_reports(folder, {name: report}, run=run)
-    except OSError as err:
-        raise RunError(f"{folder}: cannot be written: {err}; choose another folder with --out") from err
 
 
 def _format_predictions(predictions: Predictions, *, classes: Sequence[str]) -> str:

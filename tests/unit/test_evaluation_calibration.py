@@ -71,6 +71,14 @@ def test_a_run_without_a_mistake_keeps_its_temperature(run: Path, photos: Path):
     assert not (run / "calibration.json").exists()
 
 
+def test_a_run_that_cannot_be_written_is_named(run: Path):
+    before = (run / "spec.yaml").read_bytes()
+    (run / "calibration.json").mkdir()
+    with pytest.raises(RunError, match="run: cannot be written: Is a directory; make room or mend permissions"):
+        calibrate_run(run)
+    assert (run / "spec.yaml").read_bytes() == before
+
+
 def test_ece_by_hand():
     probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]], dtype=np.float32)
     bins = measure_reliability(np.array([0, 1, 0, 0]), probabilities)

@@ -1,3 +1,4 @@
+import resource
 import struct
 from pathlib import Path
 
@@ -51,3 +52,21 @@ def test_run_without_numbers_is_refused(tmp_path: Path, write_run):
     (run / "history.csv").write_text("epoch,lr\none,0.1\n")
     with pytest.raises(RunError, match=r"history\.csv: cannot be read"):
         export_tensorboard(run, tmp_path / "logs")
+
+
+def test_a_full_disk_keeps_the_earlier_export_and_is_one_error(tmp_path: Path, write_run):
+    run = write_run(tmp_path / "run")
+    (run / "history.csv").write_text("epoch,lr\n" + "".join(f"{epoch},0.1\n" for epoch in range(1, 400)))
+    export_tensorboard(run, tmp_path / "logs")
+    earlier = len(read_events(tmp_path / "logs" / "run"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))
+    try:
+        with pytest.raises(RunError, match="logs/run: cannot be written: File too large; choose another folder with"):
+            export_tensorboard(run, tmp_path / "logs")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(read_events(tmp_path / "logs" / "run")) == earlier
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/run: cannot be written: Not a directory"):
+        export_tensorboard(run, tmp_path / "file")

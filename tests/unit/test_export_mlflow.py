@@ -225,6 +225,12 @@ def test_places_that_mlflow_no_longer_writes_to_and_no_place_are_refused(run: Pa
     assert isinstance(result.exception, UsageError)
 
 
+def test_folder_that_cannot_be_made_is_named(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="file/store: cannot be written: Not a directory; choose another folder with --"):
+        export_mlflow(run, str(tmp_path / "file" / "store"))
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
