@@ -70,6 +70,21 @@ def save_reports(folder: Path, reports: Mapping[str, TestReport], *, run: Path) 
     return metrics
 
 
+def drop_report(folder: Path, name: str) -> None:
+    """Takes a test set out of the folder's metrics.json: done before its other files are replaced.
+
+    Whoever is killed between leaves a set to evaluate again, and no numbers of one measurement beside files of another.
+
+    Raises:
+        RunError: metrics.json cannot be read.
+    """
+    path = folder / METRICS_FILE
+    metrics = read_metrics(path) if path.exists() else None
+    if metrics and name in metrics.test_sets:
+        kept = {other: report for other, report in metrics.test_sets.items() if other != name}
+        write_atomic(path, metrics.model_copy(update={"test_sets": kept}).model_dump_json(indent=1) + "\n")
+
+
 def hash_weights(run: Path) -> str:
     """Returns the SHA-256 of a run's weights, as hex."""
     with (run / WEIGHTS_FILE).open("rb") as file:

@@ -29,7 +29,7 @@ from imgcls.evaluation.metrics import compute_metrics
 from imgcls.evaluation.opening import RunData, Tell, describe_draw, open_images
 from imgcls.evaluation.plots import plot_confusion
 from imgcls.evaluation.predict import Predictions, predict_images, rename_classes
-from imgcls.evaluation.reports import TestReport, hash_weights, save_reports
+from imgcls.evaluation.reports import TestReport, drop_report, hash_weights, save_reports
 from imgcls.evaluation.slices import measure_slices, read_columns
 from imgcls.evaluation.stored import EVALUATION_FOLDER, Stored, write_stored
 from imgcls.files import refuse_unwritable, write_atomic
@@ -254,7 +254,7 @@ def _name_images(source: DataSource, images: ImageSet, *, progress: bool) -> str
 
 
 def _write_files(folder: Path, name: str, evaluation: Evaluation, predictions: Predictions, *, run: Path) -> None:
-    """Writes one set's files; metrics.json last, so that what it lists is there."""
+    """Writes one set's files; metrics.json loses the set first and gets it last, so that files fit what it lists."""
     report, classes = evaluation.report, evaluation.stored.classes
     title = f"{name}: accuracy {report.accuracy:.2%} of {report.samples:,} images"
     with refuse_unwritable(folder, advice="choose another folder with --out"):
@@ -268,6 +268,7 @@ def _write_files(folder: Path, name: str, evaluation: Evaluation, predictions: P
 
 
 def _format_predictions(predictions: Predictions, *, classes: Sequence[str]) -> str:
+        drop_report(folder, name)
     best = predictions.probabilities.argmax(axis=1)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

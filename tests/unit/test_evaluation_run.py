@@ -1,5 +1,6 @@
 import csv
 import json
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from imgcls.errors import DataError, RunError, UsageError
 from imgcls.evaluation.predict import predict_images, rename_classes
 from imgcls.evaluation.reports import read_metrics
 from imgcls.evaluation.run import evaluate_run, parse_tests
+from imgcls.files import write_atomic
 from model.classifier import Classifier
 from model.network import build_network
 from model.spec import ModelSpec, dump_spec
@@ -81,6 +83,34 @@ def test_sets_of_earlier_calls_are_kept_until_the_weights_change(tmp_path: Path)
     write_run(run, bias=0.1)
     evaluate_run(run, tests={"three": str(photos)})
     assert set(read_metrics(run / "metrics.json").test_sets) == {"three"}
+
+
+def read_set(run: Path, name: str) -> tuple[object, ...]:
+    """What a run holds of a test set: its entry of metrics.json, and the bytes of its other files."""
+    patterns = (f"*_{name}.*", f"evaluation/{name}.*")
+    files = [path.read_bytes() for pattern in patterns for path in sorted(run.glob(pattern))]
+    return read_metrics(run / "metrics.json").test_sets.get(name), *files
+
+
+@pytest.mark.parametrize("writes", range(6))
+def test_an_evaluation_that_is_killed_leaves_no_old_numbers_beside_new_files(
+    writes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, photos = write_run(tmp_path / "run"), write_photos(tmp_path / "photos")
+    evaluate_run(run, tests={"set": str(photos), "other": str(photos)})
+    before, other, done = read_set(run, "set"), read_set(run, "other"), count()
+
+    def write(path: Path, data: bytes | str) -> None:
+        if next(done) == writes:
+            raise KeyboardInterrupt
+        write_atomic(path, data)
+
+    for module in ("run", "stored", "reports"):
+        monkeypatch.setattr(f"imgcls.evaluation.{module}.write_atomic", write)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_run(run, tests={"set": f"{photos},brightness=0.3"})
+    assert read_set(run, "other") == other
+    assert read_set(run, "set") == before if writes == 0 else read_set(run, "set")[0] is None
 
 
 def test_without_tests_the_runs_own_data_is_split_as_in_training(tmp_path: Path) -> None:
