@@ -43,6 +43,7 @@ def check_data(
 
     Raises:
         UsageError, DataError: the source cannot be used, or not one image can be decoded.
+        ModelError: the run cannot be used, or answers with NaN or infinity.
     """
     source = open_source(text, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
     images, problems = examine(source, progress=progress)

@@ -44,6 +44,9 @@ def find_label_issues(
 
     Returns:
         The findings, None where nothing could be asked; and notes on how they were found or why not.
+
+    Raises:
+        DataError, ModelError: the run cannot be asked, or answers with NaN or infinity.
     """
     index = {name: place for place, name in enumerate(classes)}
     if run:
@@ -86,6 +89,7 @@ def _ask_cleanlab(labels: npt.NDArray[np.int64], probabilities: Probabilities) -
 
 def _ask_run(run: Path, images: Sequence[Examined], classes: Sequence[str], *, progress: bool) -> Probabilities:
     from imgcls.data.images import ImageSet
+    from imgcls.evaluation.metrics import require_finite
     from imgcls.evaluation.predict import predict_images, rename_classes
     from model.classifier import Classifier
 
@@ -94,6 +98,7 @@ def _ask_run(run: Path, images: Sequence[Examined], classes: Sequence[str], *, p
     answered = predict_images(classifier, rename_classes(as_set, classifier.spec.classes), progress=progress)
     if len(answered.labels) != len(images):
         raise DataError(f"{len(images) - len(answered.labels)} images changed while they were read; run it again")
+    require_finite(answered.probabilities)
     columns = {name: place for place, name in enumerate(classifier.spec.classes)}
     places = [columns.get(name) for name in classes]
     rows = [np.zeros(len(images)) if place is None else answered.probabilities[:, place] for place in places]

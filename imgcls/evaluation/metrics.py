@@ -87,7 +87,7 @@ def compute_metrics(
     Raises:
         NumericError: a probability is NaN or infinite.
     """
-    _require_finite(probabilities)
+    require_finite(probabilities)
     predicted = probabilities.argmax(axis=1)
     every = range(len(classes))
     answers = Answers.of(labels, probabilities)
@@ -113,7 +113,8 @@ def compute_metrics(
     )
 
 
-def _require_finite(probabilities: npt.NDArray[np.float32]) -> None:
+def require_finite(probabilities: npt.NDArray[np.float32]) -> None:
+    """Raises NumericError where an answer, a row, is NaN or infinite: it would count as one of the first class."""
     broken = int((~np.isfinite(probabilities).all(axis=1)).sum())
     if broken:
         raise NumericError(f"{broken} of {len(probabilities)} answers are NaN or infinite; train again, more gently")

@@ -13,6 +13,7 @@ from imgcls.data.pixels import PixelSet, load_pixels
 from imgcls.data.progress import show_progress
 from imgcls.errors import UsageError
 from imgcls.evaluation.bootstrap import find_wilson
+from imgcls.evaluation.metrics import require_finite
 from imgcls.evaluation.opening import Tell
 from imgcls.evaluation.predict import predict_probabilities
 from imgcls.evaluation.reports import hash_weights
@@ -115,3 +116,4 @@ def _measure(classifier: Classifier, images: PixelSet, corruption: str, severity
 def _count_right(classifier: Classifier, pixels: torch.Tensor, images: PixelSet) -> int:
     answers = predict_probabilities(classifier, pixels, progress=False)
     return int((answers.argmax(axis=1) == images.labels.numpy()).sum())
+    require_finite(answers)

@@ -10,6 +10,7 @@ from imgcls.care.check import check_data
 from imgcls.care.findings import DataReport
 from imgcls.cli.main import app
 from imgcls.errors import DataError, UsageError
+from model.errors import NumericError
 
 COLORS = {"red": (200, 40, 40), "green": (40, 200, 40), "blue": (40, 40, 200)}
 
@@ -108,6 +109,15 @@ def test_a_run_is_asked_about_what_it_was_not_trained_on(spoilt: Path, tmp_path:
     report = check_data(str(tmp_path / "data"), run=write_run(tmp_path / "run"), progress=False)
     assert names(report, "labels") == [{"wrong.png"}]
     assert "on the splits it was not trained on" in report.notes[-1]
+
+
+def test_a_run_that_answers_nan_is_no_judge_of_labels(tmp_path: Path, write_run):
+    for color in COLORS:
+        (tmp_path / "data" / "test" / color).mkdir(parents=True)
+        Image.new("RGB", (8, 8), COLORS[color]).save(tmp_path / "data" / "test" / color / "0.png")
+    run = write_run(tmp_path / "run", change=lambda state: state["classifier.4.bias"].fill_(float("nan")))
+    with pytest.raises(NumericError, match="3 of 3 answers are NaN or infinite"):
+        check_data(str(tmp_path / "data"), run=run, progress=False)
 
 
 def test_uneven_and_missing_classes_are_told(tmp_path: Path):
