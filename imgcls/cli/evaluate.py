@@ -50,8 +50,7 @@ def evaluate(
 
     from rich.console import Console
 
-    from imgcls.data.images import count_files
-    from imgcls.evaluation.run import evaluate_run, parse_tests
+    from imgcls.evaluation.run import describe_left_out, evaluate_run, parse_tests
     from imgcls.evaluation.table import build_slices, build_table
 
     tests = parse_tests(test or [])
@@ -66,10 +65,8 @@ def evaluate(
         on_note=lambda note: typer.echo(note, err=True),
     )
     for name, evaluation in evaluations.items():
-        for problem in evaluation.problems[:5]:
-            typer.echo(f"{name}: left out {problem.name}: {problem.reason}", err=True)
-        if len(evaluation.problems) > 5:
-            typer.echo(f"{name}: left out {count_files(evaluation.problems)} files in all", err=True)
+        for line in describe_left_out(name, evaluation.problems):
+            typer.echo(line, err=True)
     reports = {name: evaluation.report for name, evaluation in evaluations.items()}
     if as_json:
         typer.echo(json.dumps({name: report.model_dump() for name, report in reports.items()}, indent=1))

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from imgcls.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
-from imgcls.data.images import ImageSet
+from imgcls.data.images import ImageSet, count_files
 from imgcls.data.pixels import PixelSet, load_pixels
 from imgcls.data.progress import show_progress
 from imgcls.errors import UsageError
@@ -18,7 +18,7 @@ from imgcls.evaluation.opening import Tell
 from imgcls.evaluation.predict import predict_probabilities
 from imgcls.evaluation.reports import hash_weights
 from imgcls.evaluation.robustness_record import Corrupted, Robustness
-from imgcls.evaluation.run import choose_device, open_tests
+from imgcls.evaluation.run import choose_device, describe_left_out, name_images, open_tests
 from imgcls.evaluation.stored import EVALUATION_FOLDER
 from imgcls.files import refuse_unwritable, write_atomic
 from model.classifier import Classifier
@@ -47,7 +47,7 @@ def measure_robustness(
         limit: the most images of each test set, spread evenly over it.
         device: auto, cpu or cuda.
         progress: show a bar on a terminal.
-        on_note: told, in a line, of each test set that was drawn.
+        on_note: told, in a line, of each test set that was drawn, and of files that were left out.
 
     Raises:
         UsageError: a corruption or severity is unknown, or the run takes bands.
@@ -63,6 +63,9 @@ def measure_robustness(
     found = {}
     for test, (source, images) in opened.items():
         pixels = load_pixels(_thin(images, limit), classifier.spec, perturb=source.perturb, progress=progress)
+        problems = (*source.problems, *pixels.problems)
+        for line in describe_left_out(test, problems):
+            on_note(line)
         pairs = [(name, severity) for name in names for severity in levels]
         results = [
             _measure(classifier, pixels, name, severity)
@@ -71,7 +74,9 @@ def measure_robustness(
         found[test] = Robustness(
             weights_sha256=hash_weights(run),
             source=source.text,
+            images_sha256=name_images(source, images, progress=progress),
             samples=len(pixels),
+            skipped=count_files(problems),
             clean=_count_right(classifier, pixels.pixels, pixels) / len(pixels),
             results=results,
         )
@@ -115,5 +120,5 @@ def _measure(classifier: Classifier, images: PixelSet, corruption: str, severity
 
 def _count_right(classifier: Classifier, pixels: torch.Tensor, images: PixelSet) -> int:
     answers = predict_probabilities(classifier, pixels, progress=False)
-    return int((answers.argmax(axis=1) == images.labels.numpy()).sum())
     require_finite(answers)
+    return int((answers.argmax(axis=1) == images.labels.numpy()).sum())

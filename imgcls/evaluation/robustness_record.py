@@ -22,13 +22,19 @@ class Corrupted(BaseModel):
 
 
 class Robustness(BaseModel):
-    """One test set's: `clean` is the accuracy of the same images unchanged."""
+    """One test set's: `clean` is the accuracy of the same images unchanged.
+
+    `images_sha256` names all images of the set that the `samples` were drawn from, as `TestReport` does; None in a
+    record of an earlier version. `skipped` files could not be used.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     weights_sha256: str
     source: str
+    images_sha256: str | None = None
     samples: int
+    skipped: int = 0
     clean: float
     results: list[Corrupted]
 

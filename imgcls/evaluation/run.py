@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from model.classifier import SPEC_FILE, Classifier
 from model.spec import read_spec
 
 CONFIG_FILE = "train_config.yaml"
+_TOLD = 5  # problems of a test set that are told each
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # it becomes part of file names
 
 
@@ -127,6 +128,14 @@ def open_tests(
         if note := describe_draw(source):
             on_note(f"{name}: {note}")
     return opened
+
+
+def describe_left_out(name: str, problems: Sequence[Problem]) -> Iterator[str]:
+    """Says of a test set, a line each, which files were left out: the first few, and then how many in all."""
+    for problem in problems[:_TOLD]:
+        yield f"{name}: left out {problem.name}: {problem.reason}"
+    if len(problems) > _TOLD:
+        yield f"{name}: left out {count_files(problems)} files in all"
 
 
 def parse_tests(texts: Sequence[str]) -> dict[str, str]:
@@ -230,7 +239,7 @@ def _evaluate_set(
         probabilities=predictions.probabilities,
         classes=images.classes,
         columns=read_columns(predictions.samples, slices, where=source.text),
-        images_sha256=_name_images(source, images, progress=progress),
+        images_sha256=name_images(source, images, progress=progress),
     )
     report = TestReport(
         **metrics.model_dump(),
@@ -246,8 +255,8 @@ def _evaluate_set(
     return Evaluation(report, problems, stored, gallery), predictions
 
 
-def _name_images(source: DataSource, images: ImageSet, *, progress: bool) -> str:
-    """Returns a hash of the images, their classes and what perturbs them."""
+def name_images(source: DataSource, images: ImageSet, *, progress: bool) -> str:
+    """Returns a hash of the images, their classes and what perturbs them: the `images_sha256` of all that is stored."""
     digests = hash_source(replace(source, splits={images.name: images}), progress=progress)
     fingerprint = make_fingerprint(images, digests[images.name]).sha256
     return hashlib.sha256(f"{fingerprint} {source.perturb!r}".encode()).hexdigest()
@@ -259,6 +268,7 @@ def _write_files(folder: Path, name: str, evaluation: Evaluation, predictions: P
     title = f"{name}: accuracy {report.accuracy:.2%} of {report.samples:,} images"
     with refuse_unwritable(folder, advice="choose another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
+        drop_report(folder, name)
         write_atomic(folder / f"confusion_{name}.png", plot_confusion(report.confusion, classes=classes, title=title))
         write_atomic(folder / f"predictions_{name}.csv", _format_predictions(predictions, classes=classes))
         write_stored(folder, name, evaluation.stored, run=run)
@@ -268,7 +278,6 @@ def _write_files(folder: Path, name: str, evaluation: Evaluation, predictions: P
 
 
 def _format_predictions(predictions: Predictions, *, classes: Sequence[str]) -> str:
-        drop_report(folder, name)
     best = predictions.probabilities.argmax(axis=1)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")

@@ -51,6 +51,7 @@ class TestSection:
     reliability: Markup
     gallery: Gallery | None
     robustness: Robustness | None
+    robustness_problem: str
     comparison: Comparison | None
     comparison_problem: str
 
@@ -82,7 +83,8 @@ def collect_run(run: Path, *, baseline: Path | None = None) -> RunReport:
     """
     if not (run / SPEC_FILE).is_file() or not (run / WEIGHTS_FILE).is_file():
         raise RunError(f"{run}: is no run directory; make one with python train.py --out {run}")
-    if not (run / METRICS_FILE).is_file():
+    reports = read_metrics(run / METRICS_FILE).test_sets if (run / METRICS_FILE).is_file() else {}
+    if not reports:
         raise RunError(f"{run}: was not evaluated; run imgcls evaluate {run}")
     sha256 = hash_weights(run)
     facts = read_facts(run, weights_sha256=sha256)
@@ -98,10 +100,7 @@ def collect_run(run: Path, *, baseline: Path | None = None) -> RunReport:
         weights_bytes=(run / WEIGHTS_FILE).stat().st_size,
         curves=_draw_history(run / "history.csv"),
         balance=draw_bars({name: each.classes for name, each in splits.items()}, label="images") if splits else None,
-        tests=[
-            _collect_test(run, name, report, baseline=baseline)
-            for name, report in read_metrics(run / METRICS_FILE).test_sets.items()
-        ],
+        tests=[_collect_test(run, name, report, baseline=baseline) for name, report in reports.items()],
     )
 
 
@@ -111,6 +110,7 @@ def _collect_test(run: Path, name: str, report: TestReport, *, baseline: Path | 
     picture = "" if is_small else _inline(plot_confusion(report.confusion, classes=classes, title=name))
     gallery = run / EVALUATION_FOLDER / f"{name}.gallery.json"
     comparison, problem = _compare(run, baseline, name)
+    robustness, robustness_problem = _read_robustness(run, name, report)
     return TestSection(
         name=name,
         report=report,
@@ -121,7 +121,8 @@ def _collect_test(run: Path, name: str, report: TestReport, *, baseline: Path | 
         confusion_picture=picture,
         reliability=draw_reliability(report.reliability, name=name) if report.reliability else Markup(""),
         gallery=read_gallery(gallery) if gallery.is_file() else None,
-        robustness=read_robustness(run, name),
+        robustness=robustness,
+        robustness_problem=robustness_problem,
         comparison=comparison,
         comparison_problem=problem,
     )
@@ -135,6 +136,15 @@ def _compare(run: Path, baseline: Path | None, name: str) -> tuple[Comparison | 
         return compare(read_stored(run, name), read_stored(baseline, name), name=name), ""
     except ImgclsError as err:
         return None, str(err)
+
+
+def _read_robustness(run: Path, name: str, report: TestReport) -> tuple[Robustness | None, str]:
+    """Reads what was measured under corruptions; why it is left out, where it is not known to be of these images."""
+    found = read_robustness(run, name)
+    if found is None or (found.images_sha256 and found.images_sha256 == report.images_sha256):
+        return found, ""
+    repeat = f"imgcls robustness {run} --test {name}={report.source}"
+    return None, f"what was measured, on {found.source}, is not known to be of these images; measure it with {repeat}"
 
 
 def _list_classes(report: TestReport) -> list[ClassRow]:

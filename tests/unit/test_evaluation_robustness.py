@@ -1,15 +1,19 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from imgcls.cli.main import app
 from imgcls.data.corruptions import CORRUPTIONS, corrupt
-from imgcls.errors import UsageError
+from imgcls.errors import RunError, UsageError
 from imgcls.evaluation.robustness import measure_robustness
 from imgcls.evaluation.robustness_record import read_robustness
+from imgcls.evaluation.run import evaluate_run
+from model.errors import NumericError
 
 
 def draw(side: int, channels: int) -> np.ndarray:
@@ -86,3 +90,40 @@ def test_unknown_corruptions_and_severities_are_refused(tmp_path: Path, write_ru
         measure_robustness(run, tests={"t": "digits"}, corruptions=["frost"])
     with pytest.raises(UsageError, match="expected 1 to 5"):
         measure_robustness(run, tests={"t": "digits"}, severities=[6])
+
+
+def test_a_record_is_bound_to_the_images_that_evaluate_names(tmp_path: Path, write_run, photos: Path):
+    run = write_run(tmp_path / "run")
+    found = measure_robustness(
+        run, tests={"t": f"{photos},noise=5"}, corruptions=["contrast"], severities=[1], limit=5, progress=False
+    )
+    report = evaluate_run(run, tests={"t": f"{photos},noise=5"})["t"].report
+    assert (found["t"].samples, found["t"].images_sha256) == (5, report.images_sha256)
+
+
+def test_answers_that_are_nan_have_no_accuracy(tmp_path: Path, write_run, photos: Path):
+    run = write_run(tmp_path / "run", change=lambda state: state["classifier.4.bias"].fill_(torch.nan))
+    with pytest.raises(NumericError, match="36 of 36 answers are NaN or infinite"):
+        measure_robustness(run, tests={"t": str(photos)}, corruptions=["contrast"], severities=[1])
+    assert not (run / "evaluation").exists()
+
+
+def test_files_that_are_left_out_are_told_as_by_evaluate(tmp_path: Path, write_run, photos: Path):
+    run, copied = write_run(tmp_path / "run"), shutil.copytree(photos, tmp_path / "photos")
+    (copied / "red" / "03.png").write_bytes(b"")
+    (copied / "red" / "notes.txt").write_text("x")
+    arguments = [str(run), "--test", f"t={copied}"]
+    evaluated = CliRunner().invoke(app, ["evaluate", *arguments], catch_exceptions=False)
+    chosen = ["--corruption", "contrast", "--severity", "1"]
+    measured = CliRunner().invoke(app, ["robustness", *arguments, *chosen], catch_exceptions=False)
+    told = [line for line in evaluated.stderr.splitlines() if "left out" in line]
+    assert len(told) == 2
+    assert [line for line in measured.stderr.splitlines() if "left out" in line] == told
+    assert (read_robustness(run, "t").samples, read_robustness(run, "t").skipped) == (35, 2)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, write_run, photos: Path):
+    run = write_run(tmp_path / "run")
+    (run / "evaluation" / "t.robustness.json").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"run/evaluation: cannot be written: Is a directory; make room or mend perm"):
+        measure_robustness(run, tests={"t": str(photos)}, corruptions=["contrast"], severities=[1])

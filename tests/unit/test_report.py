@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from imgcls.cli.main import app
 from imgcls.errors import ArchiveError, RunError
+from imgcls.evaluation.reports import drop_report
 from imgcls.evaluation.robustness import measure_robustness
 from imgcls.evaluation.run import evaluate_run
 from imgcls.report.charts import draw_bars, draw_curves
@@ -140,6 +141,30 @@ def test_private_run_shows_no_digest_of_its_training_images(run: Path, tmp_path:
     assert "5ec2e7test" in page
     assert "5ec2e7train" not in page
     assert "left out: the run is private" in page
+
+
+@pytest.mark.parametrize("is_former", [False, True])
+def test_corruptions_of_other_images_are_left_out_with_a_note(run: Path, tmp_path: Path, table: Path, is_former):
+    """Also of the record of an earlier version, which does not say which images they were."""
+    copied = shutil.copytree(run, tmp_path / "run")
+    path = copied / "evaluation" / "t.robustness.json"
+    if is_former:
+        fields = json.loads(path.read_text())
+        path.write_text(json.dumps({key: fields[key] for key in fields if key not in {"images_sha256", "skipped"}}))
+    else:
+        measure_robustness(copied, tests={"t": f"{table},noise=5"}, corruptions=["fog"], severities=[1])
+    [test] = collect_run(copied).tests
+    page = " ".join(Page(render("run.html.j2", vars(collect_run(copied)))).texts)
+    assert test.robustness is None
+    assert "of its images under ImageNet-C" not in page
+    assert f"not known to be of these images; measure it with imgcls robustness {copied} --test t={table}" in page
+
+
+def test_run_of_which_a_killed_evaluation_left_no_numbers_is_refused(run: Path, tmp_path: Path):
+    copied = shutil.copytree(run, tmp_path / "run")
+    drop_report(copied, "t")
+    with pytest.raises(RunError, match="was not evaluated; run imgcls evaluate"):
+        collect_run(copied)
 
 
 def test_baseline_without_the_test_set_is_told_not_refused(run: Path, tmp_path: Path, write_run):
