@@ -78,11 +78,12 @@ def collect_run(run: Path, *, baseline: Path | None = None) -> RunReport:
     """Collects a report.
 
     Raises:
-        RunError: it is no run directory, was not evaluated, or holds a broken file.
+        RunError: it or the baseline is no run directory, it was not evaluated, or holds a broken file.
         ArchiveError: its metrics are of other weights.
     """
-    if not (run / SPEC_FILE).is_file() or not (run / WEIGHTS_FILE).is_file():
-        raise RunError(f"{run}: is no run directory; make one with python train.py --out {run}")
+    for each in (run, baseline or run):
+        if not (each / SPEC_FILE).is_file() or not (each / WEIGHTS_FILE).is_file():
+            raise RunError(f"{each}: is no run directory; make one with python train.py --out {each}")
     reports = read_metrics(run / METRICS_FILE).test_sets if (run / METRICS_FILE).is_file() else {}
     if not reports:
         raise RunError(f"{run}: was not evaluated; run imgcls evaluate {run}")

@@ -167,6 +167,11 @@ def test_run_of_which_a_killed_evaluation_left_no_numbers_is_refused(run: Path, 
         collect_run(copied)
 
 
+def test_a_baseline_that_is_no_run_is_refused(run: Path, tmp_path: Path):
+    with pytest.raises(RunError, match="nowhere: is no run directory; make one with"):
+        collect_run(run, baseline=tmp_path / "nowhere")
+
+
 def test_baseline_without_the_test_set_is_told_not_refused(run: Path, tmp_path: Path, write_run):
     page = render("run.html.j2", vars(collect_run(run, baseline=write_run(tmp_path / "empty", spec=SPEC))))
     assert "Not compared: " in page
