@@ -2,6 +2,7 @@
 
 import csv
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from imgcls.children import end_with_parent
 from imgcls.errors import RunError
 
 HISTORY_FILE = "history.csv"
@@ -53,7 +55,13 @@ def run_trial(
     log_path = folder.with_suffix(".log")
     with (
         log_path.open("wb") as log,
-        subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as process,
+        subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=end_with_parent(signal.SIGTERM),  # as `_end` does: it ends its step and writes its state
+        ) as process,
     ):
         try:
             values, is_pruned = _watch(process, folder / HISTORY_FILE, metric=metric, on_epoch=on_epoch)

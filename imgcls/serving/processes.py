@@ -5,22 +5,20 @@ more (measured). Each process therefore carries the server's id in its environme
 """
 
 import contextlib
-import ctypes
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
+
+from imgcls.children import end_with_parent
 
 MARKER = "IMGCLS_SERVER_ID"
 GRACE_S = 10.0  # an idle TorchServe needs 2 to 4 s for SIGTERM
 ORPHANS_GRACE_S = 0.5
 SETTLE_S = 0.5
-PR_SET_PDEATHSIG = 1
 
 # Kept, because a Popen that is dropped while its process runs on, as it shall, gives a ResourceWarning.
 _launched: list[subprocess.Popen[bytes]] = []
@@ -54,7 +52,7 @@ def launch(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_death_signal_setter() if dies_with_parent and sys.platform == "linux" else None,
+            preexec_fn=end_with_parent(signal.SIGKILL) if dies_with_parent else None,
         )
     keep(process)
     return process
@@ -134,15 +132,3 @@ def _wait_for_end(process: psutil.Process, *, timeout_s: float) -> bool:
             return True
         time.sleep(0.05)
     return False
-
-
-def _death_signal_setter() -> Callable[[], None]:
-    libc = ctypes.CDLL(None)  # before the fork: loading a library after it may deadlock
-    parent = os.getpid()
-
-    def set_death_signal() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call
-            os._exit(1)
-
-    return set_death_signal

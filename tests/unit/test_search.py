@@ -18,6 +18,7 @@ from imgcls.search.space import read_space, to_flags
 from imgcls.search.study import SearchOptions, load_study, search
 from imgcls.search.trial import run_trial
 from imgcls.search.write import write_results
+from tests.support.processes import wait_for_end
 
 SPACE = """
 [fixed]
@@ -34,7 +35,7 @@ choices = [8, 16]
 """
 # The closer lr is to 0.1, the better; lr above 0.9 fails.
 SCRIPT = """
-import argparse, math, pathlib, sys, time
+import argparse, math, os, pathlib, sys, time
 parser = argparse.ArgumentParser()
 for flag in ("--out", "--lr", "--width", "--epochs", "--seed"):
     parser.add_argument(flag, required=True)
@@ -45,6 +46,7 @@ args = parser.parse_args()
 out = pathlib.Path(args.out)
 out.mkdir(parents=True)
 (out / "weights.safetensors").write_bytes(b"weights")
+(out / "pid").write_text(str(os.getpid()))
 if float(args.lr) > 0.9:
     sys.exit("error: the loss is nan; lower --lr")
 rows = ["epoch,val_loss,val_accuracy"]
@@ -142,7 +144,7 @@ def test_a_trial_below_the_median_of_others_is_pruned(tmp_path: Path, train: Pat
     assert states == [TrialState.COMPLETE] * 5 + [TrialState.PRUNED]
 
 
-def test_search_that_was_killed_runs_its_trial_again(tmp_path: Path, train: Path):
+def test_search_that_was_killed_takes_its_trial_with_it_and_runs_it_again(tmp_path: Path, train: Path):
     train.write_text(SCRIPT.replace("default=0)", "default=20)"))
     read(tmp_path)
     code = f"""
@@ -159,8 +161,9 @@ def test_search_that_was_killed_runs_its_trial_again(tmp_path: Path, train: Path
         time.sleep(0.05)
     with pytest.raises(RunError, match="another search is running"):
         run(tmp_path, train, trials=1)
-    os.killpg(process.pid, signal.SIGKILL)
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    wait_for_end(int((tmp_path / "study" / "trials" / "0000" / "pid").read_text()), timeout_s=5)
     wanted = load_study(tmp_path / "study").trials[0].params
     train.write_text(SCRIPT)
     study = run(tmp_path, train, trials=1)
