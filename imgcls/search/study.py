@@ -1,6 +1,8 @@
 """The study: its trials on the disk, what Optuna proposes next, and what is kept of each run."""
 
 import fcntl
+import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
 
 from imgcls.checkout import HOME
@@ -22,6 +24,8 @@ from imgcls.search.trial import HISTORY_FILE, run_trial
 STUDY = "training"
 JOURNAL_FILE = "study.journal"
 TRIALS_FOLDER = "trials"
+_LOCK_SUFFIX = ".lock"  # Optuna's, of the journal
+_APPEND_S = 1.0  # the longest that a record takes to the disk
 _SPACE = "space_sha256"
 _METRIC = "metric"
 _REASON = "reason"
@@ -57,7 +61,8 @@ def search(
     """Runs trials, or goes on with those of an earlier call; what was running when that was killed is run again.
 
     Raises:
-        RunError: the folder is in use, or holds a study of another space or metric.
+        RunError: the folder is in use, or holds a study that is damaged, or of another space or metric.
+        OSError: the folder cannot be written; what was done stays.
     """
     if not options.train.is_file():
         raise RunError(f"{options.train}: is not there; search from a checkout of the project")
@@ -98,17 +103,65 @@ def has_best(study: optuna.Study) -> bool:
 
 
 def _storage(folder: Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(folder / JOURNAL_FILE)))
+    # Absolute, as the journal's lock is a link to it: Optuna waits for ever for one that leads nowhere.
+    return JournalStorage(JournalFileBackend(str((folder / JOURNAL_FILE).absolute())))
+
+
+def _mend(journal: Path) -> None:
+    """Removes what is left of an append that did not end: a lock, which Optuna waits for, and half a line.
+
+    No other search appends while the folder is held. What else may, such as Optuna's dashboard, holds the journal's
+    lock for an instant; half a line while we have that lock is nobody's.
+
+    Raises:
+        RunError: a whole line is no record.
+    """
+    link = journal.with_name(journal.name + _LOCK_SUFFIX)
+    if link.is_symlink():
+        time.sleep(_APPEND_S)
+        link.unlink(missing_ok=True)
+    lock = JournalFileSymlinkLock(str(journal.absolute()))
+    lock.acquire()
+    try:
+        lines = _cut_half_line(journal).splitlines()
+    finally:
+        lock.release()
+    for number, line in enumerate(lines, start=1):
+        try:
+            json.loads(line)["op_code"]
+        except (LookupError, TypeError, ValueError) as err:
+            raise RunError(
+                f"{journal}: is damaged: line {number} is no record of Optuna's; keep those before it "
+                f"(head -n {number - 1}), or give another --out"
+            ) from err
+
+
+def _cut_half_line(path: Path) -> bytes:
+    """Returns the whole lines of a file, which it keeps."""
+    with path.open("rb+") as file:
+        data = file.read()
+        size_bytes = data.rfind(b"\n") + 1
+        if size_bytes < len(data):
+            file.truncate(size_bytes)
+            os.fsync(file.fileno())
+    return data[:size_bytes]
 
 
 def _open(folder: Path, options: SearchOptions) -> optuna.Study:
     """Opens the study; the sampler's seed moves on with the trials, or a resumed study would draw the same again."""
-    study = optuna.create_study(
-        storage=_storage(folder),
-        study_name=STUDY,
-        direction="maximize" if options.maximise else "minimize",
-        load_if_exists=True,
-    )
+    journal = folder / JOURNAL_FILE
+    if journal.exists():
+        _mend(journal)
+    try:
+        study = optuna.create_study(
+            storage=_storage(folder),
+            study_name=STUDY,
+            direction="maximize" if options.maximise else "minimize",
+            load_if_exists=True,
+        )
+    except (AssertionError, LookupError, TypeError, ValueError) as err:  # Optuna's, of a record that it cannot replay
+        cause = f"{type(err).__name__}: {err}"
+        raise RunError(f"{journal}: is damaged, Optuna cannot replay it ({cause}); give another --out") from err
     done = len(study.trials)
     study.sampler = optuna.samplers.TPESampler(seed=options.seed + done, multivariate=False)
     study.pruner = (
@@ -185,6 +238,6 @@ def _lock(folder: Path) -> Iterator[None]:
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as err:
+        except BlockingIOError as err:
             raise RunError(f"{folder}: another search is running in it; wait, or give another --out") from err
         yield

@@ -3,11 +3,14 @@
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,17 @@ def read(tmp_path: Path, text: str = SPACE):
 def run(tmp_path: Path, train: Path, *, trials: int, text: str = SPACE, **options):
     space, sha256 = read(tmp_path, text)
     return search(space, sha256, tmp_path / "study", options=SearchOptions(trials=trials, train=train, **options))
+
+
+@contextmanager
+def files_up_to(size_bytes: int) -> Iterator[None]:
+    """What a full disk does: of what is written, the part that still fits is, and then nothing."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_search_finds_the_good_end_and_keeps_the_best_run_only(tmp_path: Path, train: Path):
@@ -169,6 +183,43 @@ def test_search_that_was_killed_takes_its_trial_with_it_and_runs_it_again(tmp_pa
     study = run(tmp_path, train, trials=1)
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
     assert study.trials[1].params == wanted
+
+
+@pytest.mark.parametrize("more_bytes", [1, 300])
+def test_search_goes_on_after_a_full_disk_cut_its_journal(tmp_path: Path, train: Path, more_bytes: int):
+    run(tmp_path, train, trials=1)
+    journal = tmp_path / "study" / "study.journal"
+    with files_up_to(journal.stat().st_size + more_bytes), pytest.raises(OSError, match="File too large"):
+        run(tmp_path, train, trials=1)
+    assert not journal.read_bytes().endswith(b"\n")
+    for _ in range(2):
+        study = run(tmp_path, train, trials=1)
+    states = [trial.state for trial in study.trials]
+    assert states.count(TrialState.COMPLETE) == 3
+    assert TrialState.RUNNING not in states
+
+
+def test_search_goes_on_where_it_was_killed_in_an_append(tmp_path: Path, train: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    run(Path(), train, trials=1)
+    journal = Path("study/study.journal")
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + bytes(100))  # a power cut may leave zeros where the line was to be
+    Path("study/study.journal.lock").symlink_to(journal)  # as Optuna does; from there it leads nowhere
+    study = run(Path(), train, trials=1)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    assert journal.read_bytes().startswith(whole)
+
+
+@pytest.mark.parametrize("record", ["", "{}", "null", '{"op_code": 4, "wor{"op_code": 0}', '{"op_code": 5}'])
+def test_journal_that_is_damaged_is_named_and_left_as_it_is(tmp_path: Path, train: Path, record: str):
+    run(tmp_path, train, trials=1)
+    journal = tmp_path / "study" / "study.journal"
+    damaged = journal.read_bytes() + record.encode() + b"\n"
+    journal.write_bytes(damaged)
+    with pytest.raises(RunError, match=rf"{journal}: is damaged.*give another --out"):
+        run(tmp_path, train, trials=1)
+    assert journal.read_bytes() == damaged
 
 
 def test_another_space_or_metric_needs_another_folder(tmp_path: Path, train: Path):
