@@ -13,7 +13,7 @@
     choices = [32, 64, 128]
 
     [search.warmup-epochs]
-    low = 0                        # whole numbers where both ends are
+    low = 0                        # whole numbers where both ends and the step are
     high = 5
 
 Any flag of train.py may be named, without its dashes in front; whether it is one is for train.py to say. `out`, `seed`,
@@ -22,16 +22,19 @@ Any flag of train.py may be named, without its dashes in front; whether it is on
 
 import hashlib
 import tomllib
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import optuna
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from imgcls.errors import UsageError
+from imgcls.training.config import TrainConfig
 from model.errors import describe_validation_error
 
 Value = bool | int | float | str
+_MOST = 1e15  # of a number, and of steps between two; beyond, Optuna's sums are not exact, or end in an error
 _OWN = ("out", "seed", "resume", "overwrite", "config")
 
 
@@ -46,17 +49,33 @@ class Dimension(BaseModel):
     step: Annotated[int | float, Field(gt=0)] | None = None
     log: bool = False
 
-    def find_fault(self) -> str:
-        """Returns what is wrong, or nothing."""
+    @property
+    def is_whole(self) -> bool:
+        """Whether whole numbers are meant: both ends are, and so is the step."""
+        return isinstance(self.low, int) and isinstance(self.high, int) and not (self.step or 1) % 1
+
+    def find_fault(self, name: str) -> str:
+        """Returns what is wrong for the flag `name`, or nothing."""
         has_choices = self.choices is not None
         if has_choices != (self.low is None and self.high is None) or (self.low is None) != (self.high is None):
             return "expected either choices, or low and high"
         if has_choices and (self.log or self.step):
             return "log and step are for low and high, not for choices"
-        if self.low is not None and self.high is not None and self.low >= self.high:
+        if self.low is None or self.high is None:
+            return ""
+        for key, value in (("low", self.low), ("high", self.high), ("step", self.step)):
+            if value is not None and not abs(value) <= _MOST:  # nan is refused too
+                return f"{key} is {value}; expected a number between {-_MOST:g} and {_MOST:g}"
+        if self.low >= self.high:
             return f"low is {self.low} and high {self.high}; expected low below high"
-        if self.log and ((self.low or 0) <= 0 or self.step):
+        if self.log and (self.low <= 0 or self.step):
             return "log needs low above 0, and no step"
+        span = Decimal(str(self.high)) - Decimal(str(self.low))  # 0.3 - 0.1 holds a step of 0.2
+        least = span / Decimal(_MOST)
+        if self.step and not least <= Decimal(str(self.step)) <= span:
+            return f"step is {self.step}; expected high - low, {span}, or less, down to {least:g}"
+        if self.step and self.step % 1 and _is_count(name):
+            return f"step is {self.step}; expected a whole number, as {name} is one"
         return ""
 
     def suggest(self, trial: optuna.Trial, name: str) -> Value:
@@ -64,10 +83,10 @@ class Dimension(BaseModel):
         if self.choices is not None:
             chosen: Value = trial.suggest_categorical(name, self.choices)  # type: ignore[assignment] # none is None
             return chosen
-        low, high = self.low, self.high
-        if isinstance(low, int) and isinstance(high, int):
-            return trial.suggest_int(name, low, high, step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(name, float(low or 0), float(high or 0), step=self.step, log=self.log)
+        low, high = self.low or 0, self.high or 0
+        if self.is_whole:
+            return trial.suggest_int(name, int(low), int(high), step=int(self.step or 1), log=self.log)
+        return trial.suggest_float(name, low, high, step=self.step, log=self.log)
 
 
 class Space(BaseModel):
@@ -85,13 +104,24 @@ class Space(BaseModel):
         if twice := sorted(set(self.fixed) & set(self.search)):
             raise ValueError(f"{twice[0]} is both fixed and searched; leave one out")
         for name, dimension in self.search.items():
-            if fault := dimension.find_fault():
+            if fault := dimension.find_fault(name):
                 raise ValueError(f"search.{name}: {fault}")
         return self
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
         """Returns the flags of a trial."""
         return self.fixed | {name: dimension.suggest(trial, name) for name, dimension in self.search.items()}
+
+
+def _is_count(name: str) -> bool:
+    """Whether a flag takes whole numbers only; what is no flag is for train.py to say."""
+    field = TrainConfig.model_fields.get(name.replace("-", "_"))
+    kind: Any = field.annotation if field else Any
+    try:
+        TypeAdapter(kind).validate_python(0.5)
+    except ValidationError as err:
+        return any(fault["type"] == "int_from_float" for fault in err.errors())
+    return False
 
 
 def read_space(path: Path) -> tuple[Space, str]:
@@ -103,7 +133,7 @@ def read_space(path: Path) -> tuple[Space, str]:
     try:
         data = path.read_bytes()
         fields = tomllib.loads(data.decode())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+    except (OSError, ValueError) as err:
         raise UsageError(f"{path}: cannot be read as TOML: {err}; expected a search space, see docs/search.md") from err
     try:
         return Space(**fields), hashlib.sha256(data).hexdigest()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -245,12 +246,48 @@ def test_column_that_the_history_lacks_is_told_with_those_it_has(tmp_path: Path,
         (("[search.width]", "[search.epochs]"), "epochs is both fixed and searched"),
         (("[search.width]", "[search.out]"), "out is set by the search itself"),
         (("high = 1.0", "hihg = 1.0"), "hihg"),
+        (("low = 0.01", "low = nan"), "search.lr: low is nan; expected a number between"),
+        (("high = 1.0", "high = inf"), "search.lr: high is inf; expected a number between"),
+        (("high = 1.0", "high = 1" + 400 * "0"), "search.lr: high is 10+; expected a number between"),
+        (("log = true", "step = inf"), "search.lr: step is inf; expected a number between"),
+        (("log = true", "step = nan"), "search.lr.step: Input should be greater than 0"),
+        (("log = true", "step = 1.0"), r"search.lr: step is 1.0; expected high - low, 0.99, or less"),
+        (
+            ("log = true", "step = 1e-300"),
+            "search.lr: step is 1e-300; expected high - low, 0.99, or less, down to 9.9e-16",
+        ),
+        (
+            ("choices = [8, 16]", "low = 1\nhigh = 5\nstep = 5"),
+            "search.width: step is 5; expected high - low, 4, or less",
+        ),
+        (
+            ("[search.width]\nchoices = [8, 16]", "[search.batch-size]\nlow = 8\nhigh = 16\nstep = 1.5"),
+            "search.batch-size: step is 1.5; expected a whole number, as batch-size is one",
+        ),
         (("[fixed]", "[fixed"), "cannot be read as TOML"),
+        (("epochs = 3", "epochs = " + 5000 * "3"), "cannot be read as TOML"),
     ],
 )
 def test_space_that_cannot_be_meant_is_refused(tmp_path: Path, change: tuple[str, str], message: str):
     with pytest.raises(UsageError, match=message):
         read(tmp_path, SPACE.replace(*change))
+
+
+@pytest.mark.parametrize(
+    ("name", "ends", "possible"),
+    [
+        ("warmup-epochs", "low = 0\nhigh = 2\nstep = 0.5", [0.0, 0.5, 1.0, 1.5, 2.0]),
+        ("warmup-epochs", "low = 0\nhigh = 2", [0, 1, 2]),
+        ("batch-size", "low = 8\nhigh = 16\nstep = 4.0", [8, 12, 16]),
+        ("lr", "low = 0.1\nhigh = 0.3\nstep = 0.2", [0.1, 0.3]),
+    ],
+)
+def test_step_decides_between_whole_numbers_and_others(tmp_path: Path, name: str, ends: str, possible: list[float]):
+    space, _ = read(tmp_path, f"[search.{name}]\n{ends}\n")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = {space.suggest(study.ask())[name] for _ in range(50)}
+    assert sorted(drawn) == possible
+    assert {type(value) for value in drawn} == {type(possible[0])}
 
 
 def test_booleans_become_flags():
