@@ -39,6 +39,8 @@ def refuse_unwritable(path: Path, *, advice: str) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # who reads our progress went away, which is not the disk's
+        raise
     except OSError as err:
         raise RunError(f"{path}: cannot be written: {err.strerror or err}; {advice}") from err
 

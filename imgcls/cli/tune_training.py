@@ -40,6 +40,7 @@ def tune_training(
     from rich.console import Console
 
     from imgcls.errors import UsageError
+    from imgcls.files import refuse_unwritable
     from imgcls.search.space import read_space
     from imgcls.search.study import SearchOptions, has_best, search
     from imgcls.search.write import describe_command, write_results
@@ -57,12 +58,14 @@ def tune_training(
         prune=prune,
         keep_all=keep == "all",
     )
+    advice = "make room or mend its permissions, then go on with the same command, or give another --out"
     try:
-        study = search(wanted, sha256, folder, options=options, on_trial=_tell)
+        with refuse_unwritable(folder, advice=advice):
+            study = search(wanted, sha256, folder, options=options, on_trial=_tell)
+            written = write_results(study, wanted, folder, metric=metric, seed=seed)
     except KeyboardInterrupt:
         print(f"interrupted; go on with the same command, {folder} holds what was done", file=sys.stderr)
         raise typer.Exit(130) from None
-    written = write_results(study, wanted, folder, metric=metric, seed=seed)
     found = has_best(study)
     best = study.best_trial if found else None
     if as_json:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from imgcls.search.trial import run_trial
 from imgcls.search.write import write_results
 from tests.support.processes import wait_for_end
 
+Command = Callable[..., tuple[int, str, str]]
 SPACE = """
 [fixed]
 epochs = 3
@@ -288,6 +289,17 @@ def test_step_decides_between_whole_numbers_and_others(tmp_path: Path, name: str
     drawn = {space.suggest(study.ask())[name] for _ in range(50)}
     assert sorted(drawn) == possible
     assert {type(value) for value in drawn} == {type(possible[0])}
+
+
+@pytest.mark.parametrize("out", ["file/study", "full"])
+def test_study_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, command: Command, out: str):
+    (tmp_path / "space.toml").write_text(SPACE)
+    (tmp_path / "file").touch()
+    with files_up_to(300):
+        code, _, error = command("tune-training", tmp_path / "space.toml", "--out", tmp_path / out)
+    reason = {"file/study": "Not a directory", "full": "File too large"}[out]
+    wanted = f"error: {tmp_path / out}: cannot be written: {reason}; make room or mend its permissions, "
+    assert (code, error) == (1, wanted + "then go on with the same command, or give another --out\n")
 
 
 def test_booleans_become_flags():
