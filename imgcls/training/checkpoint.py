@@ -208,8 +208,10 @@ class Checkpoints:
     def _refuse_other(self, state: dict[str, Any], *, spec: ModelSpec, steps_per_epoch: int) -> None:
         run = self.folder.parent
         now, then = self.config.model_dump(mode="json"), state["config"]
-        had_teacher = (then.get("teacher") is None, now["teacher"] is None)  # which one it is tells its part
-        for name in sorted(set(now) - _FREE | ({"teacher"} if len(set(had_teacher)) > 1 else set())):
+        decisive = set(now) - _FREE
+        if (then.get("teacher") is None) != (now["teacher"] is None):
+            decisive.add("teacher")  # which one it is, its part tells
+        for name in sorted(decisive):
             earlier = then.get(name, TrainConfig.model_fields[name].default)
             if now[name] != earlier:
                 raise UsageError(f"{run}: was trained with --{_flag(name)} {earlier}, now {now[name]}; {_repeat(run)}")
