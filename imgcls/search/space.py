@@ -21,6 +21,7 @@ Any flag of train.py may be named, without its dashes in front; whether it is on
 """
 
 import hashlib
+import math
 import tomllib
 from decimal import Decimal
 from pathlib import Path
@@ -61,6 +62,8 @@ class Dimension(BaseModel):
             return "expected either choices, or low and high"
         if has_choices and (self.log or self.step):
             return "log and step are for low and high, not for choices"
+        if endless := [value for value in self.choices or () if _is_endless(value)]:
+            return f"choices hold {endless[0]}; expected a number"
         if self.low is None or self.high is None:
             return ""
         for key, value in (("low", self.low), ("high", self.high), ("step", self.step)):
@@ -103,6 +106,8 @@ class Space(BaseModel):
             raise ValueError(f"{taken[0]} is set by the search itself; leave it out")
         if twice := sorted(set(self.fixed) & set(self.search)):
             raise ValueError(f"{twice[0]} is both fixed and searched; leave one out")
+        if endless := [name for name, value in self.fixed.items() if _is_endless(value)]:
+            raise ValueError(f"fixed.{endless[0]} is {self.fixed[endless[0]]}; expected a number")
         for name, dimension in self.search.items():
             if fault := dimension.find_fault(name):
                 raise ValueError(f"search.{name}: {fault}")
@@ -111,6 +116,11 @@ class Space(BaseModel):
     def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
         """Returns the flags of a trial."""
         return self.fixed | {name: dimension.suggest(trial, name) for name, dimension in self.search.items()}
+
+
+def _is_endless(value: Value) -> bool:
+    """Whether it is nan or inf, which TOML can hold and no flag can be."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _is_count(name: str) -> bool:

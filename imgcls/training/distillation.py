@@ -62,7 +62,7 @@ class Teacher:
         own, other = Normalise(spec).to(device), Normalise(student).to(device)
         self.scale = own.scale / other.scale
         self.shift = own.shift - other.shift * self.scale
-        self.sha256 = sha256
+        self.run, self.sha256 = config.teacher, sha256
 
     def blend(self, losses: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         """Returns each image's loss with the teacher's part in it, float32 (B,).
@@ -92,9 +92,16 @@ class Teacher:
         return {"sha256": self.sha256}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuses, with a ValueError, to go on with another one than before."""
+        """Takes note of nothing.
+
+        Raises:
+            UsageError: the run was taught by another one.
+        """
         if state_dict["sha256"] != self.sha256:
-            raise ValueError(f"its teacher had weights {state_dict['sha256'][:12]}, now {self.sha256[:12]}")
+            raise UsageError(
+                f"--teacher {self.run} has the weights {self.sha256[:12]}; the run was taught by "
+                f"{state_dict['sha256'][:12]}; give --teacher the run that has those, or give another --out"
+            )
 
 
 def check_teacher(config: TrainConfig) -> None:

