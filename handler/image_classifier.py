@@ -58,7 +58,7 @@ class ImageClassifier:
         self.device = choose_device(context.system_properties.get("gpu_id"))
         self.batch_size = max(1, int(model_config.get("batchSize", 1)))
         threads = count_threads(self.settings, model_config, gpus=count_gpus(self.device))
-        golden = GoldenCheck(folder, spec)
+        golden = GoldenCheck(folder, spec, batch_size=self.batch_size)
         self.choice = choose_engine(
             folder,
             spec,

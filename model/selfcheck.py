@@ -15,12 +15,20 @@ from model.spec import ModelSpec
 class GoldenCheck:
     """The decoded golden inputs of an unpacked archive; call it with an engine.
 
-    Raises SpecError where there are none.
+    Args:
+        folder: of the archive.
+        spec: its own.
+        batch_size: how many an engine gets at a time, as the worker will give it: for a larger batch than it serves, an
+            engine would take memory that it keeps.
+
+    Raises:
+        SpecError: there are none.
     """
 
-    def __init__(self, folder: Path, spec: ModelSpec) -> None:
+    def __init__(self, folder: Path, spec: ModelSpec, *, batch_size: int) -> None:
         golden = folder / GOLDEN_FOLDER
         self.spec = spec
+        self.batch_size = batch_size
         self.items = parse_golden(
             (golden / EXPECTED_FILE).read_bytes(), read_file=lambda name: (golden / name).read_bytes()
         )
@@ -28,7 +36,9 @@ class GoldenCheck:
 
     def __call__(self, engine: Engine) -> None:
         """Raises NumericError where an answer is not what this engine gave when the archive was built."""
-        rows = Classifier(self.spec, engine).probabilities(self.pixels)
+        classifier, starts = Classifier(self.spec, engine), range(0, len(self.pixels), self.batch_size)
+        batches = (self.pixels[start : start + self.batch_size] for start in starts)
+        rows = (row for batch in batches for row in classifier.probabilities(batch))
         for item, row in zip(self.items, rows, strict=True):
             probability = float(row[item.index])
             if mismatch := describe_mismatch(item, probability=probability, engine=engine.kind.name):

@@ -79,13 +79,25 @@ def test_the_record_says_how_near_each_engine_is_and_on_which_images(staged):
 def test_engines_answer_their_own_golden_answers_at_a_workers_start(staged):
     spec = read_spec(staged / "spec.yaml")
     for name in ["auto", *AUTO, "eager"]:
-        choice = choose_engine(staged, spec, wanted=name, check=GoldenCheck(staged, spec))
+        choice = choose_engine(staged, spec, wanted=name, check=GoldenCheck(staged, spec, batch_size=8))
         assert choice.passed_over == ()
     for item in read_items(staged):
         assert list(item.engines) == AUTO
         rounded = pytest.approx(item.probability, abs=6e-5)  # to four digits, half a unit of the last, and 1e-5
         assert item.engines["openvino"].probability == rounded
         assert item.engines["openvino-int8"].probability != item.probability
+
+
+def test_golden_inputs_come_in_batches_of_the_workers_size(staged, monkeypatch):
+    """For a larger batch than it will serve, an engine would take memory that it keeps."""
+    spec = read_spec(staged / "spec.yaml")
+    engine, sizes = choose_engine(staged, spec, wanted="eager").engine, list[int]()
+    answer = engine.run
+    monkeypatch.setattr(engine, "run", lambda pixels: sizes.append(len(pixels)) or answer(pixels))
+    GoldenCheck(staged, spec, batch_size=3)(engine)
+    count = len(read_items(staged))
+    assert count > 3
+    assert sizes == [3] * (count // 3) + [count % 3] * (count % 3 > 0)
 
 
 def test_two_builds_give_the_same_bytes(run, staged, tmp_path):
