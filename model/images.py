@@ -11,7 +11,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from model.bands import count_samples
 from model.decode_limits import MAX_BYTES, MAX_PIXELS, check_file, check_opened
@@ -29,6 +29,15 @@ logger = logging.getLogger(__name__)
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # whoever sends an odd image should not write into our log
 
 _ORIENTATION = 274  # EXIF's tag; its values 1 to 8 say how the picture lies
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _TURNED, _FROM_RIGHT, _FROM_BOTTOM = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
 
 
@@ -91,8 +100,11 @@ def decode_picture(
             raise
         except Exception as err:  # hostile bytes make Pillow's decoders raise anything: OSError, struct.error, …
             raise UndecodableImageError(f"the {image.format} image is truncated or broken: {err}") from err
-        filled = reduced[1][2:] if reduced else image.size
-        box = _find_box(filled, size=image.size, orientation=_turn_upright(image))
+        filled, orientation = reduced[1][2:] if reduced else image.size, _read_orientation(image)
+        box = _find_box(filled, size=image.size, orientation=orientation)
+        # Not Pillow's exif_transpose: it also writes the EXIF block anew, which may fail once the pixels are turned.
+        if orientation in _TURNS:
+            image = image.transpose(_TURNS[orientation])
         return Picture(_convert(image, mode=_MODE_BY_CHANNELS[channels]), box)
 
 
@@ -152,12 +164,11 @@ def _open(data: bytes, *, max_pixels: int) -> Image.Image:
         raise UndecodableImageError(f"the image's header is broken: {err}") from err
 
 
-def _turn_upright(image: Image.Image) -> int:
-    """Turns an image as its EXIF block says, and returns the orientation that it had, 1 to 8."""
+def _read_orientation(image: Image.Image) -> int:
+    """Returns how an image lies, 1 to 8; 1 where its EXIF block does not say."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-        ImageOps.exif_transpose(image, in_place=True)
-        return orientation if orientation in range(1, 9) else 1
+        return int(orientation) if orientation in range(1, 9) else 1
     except MemoryError:
         raise
     except Exception as err:  # a broken EXIF block says nothing about the pixels: show them as they lie, as viewers do
@@ -188,6 +199,8 @@ def _convert(image: Image.Image, *, mode: str) -> Image.Image:
         raise UnsupportedImageError("the image has 32-bit samples, whose range is not defined; send 8 or 16 bits")
     if image.mode in _MODES_16_BIT:
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if isinstance(image.info.get("transparency"), str):  # a PNG's text of that name, which says nothing about pixels
+        del image.info["transparency"]
     try:
         if mode != "RGBA" and image.has_transparency_data:
             layer = image if image.mode == "RGBA" else image.convert("RGBA")

@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from model.errors import (
     EmptyImageError,
@@ -17,7 +18,7 @@ from model.errors import (
     UndecodableImageError,
     UnsupportedImageError,
 )
-from model.images import FORMATS, decode_image
+from model.images import FORMATS, decode_image, decode_picture
 
 RED, HALF_RED_ON_WHITE = (255, 0, 0), (255, 127, 127)
 ORIENTATION = 274  # EXIF tag
@@ -90,6 +91,15 @@ def test_a_color_key_is_blended_over_white(mode, color, encode):
     assert pixel_of(decode_image(data, channels=3)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+def test_a_text_about_transparency_is_no_color_key(mode, encode):
+    info = PngInfo()
+    info.add_text("transparency", "none")
+    data = encode(Image.new("RGB", (4, 4), "white").convert(mode), "PNG", pnginfo=info)
+    for channels in (1, 3, 4):
+        assert pixel_of(decode_image(data, channels=channels)) == (255,) * channels
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_cmyk_jpeg_shows_its_colors(channels, encode):
     data = encode(Image.new("RGB", (16, 16), RED).convert("CMYK"), "JPEG", quality=95)
@@ -133,6 +143,20 @@ def test_a_broken_exif_block_does_not_refuse_the_image(kind, encode):
         warnings.simplefilter("ignore")  # Pillow warns of it while it writes the file
         data = encode(make_picture(), kind, exif=broken)
     assert decode_image(data, channels=3).size == (24, 16)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_exif_block_that_cannot_be_written_anew_still_turns_the_image(kind, encode):
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    exif[282] = 72.0
+    unwritable = exif.tobytes().replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x01")  # the resolution as one byte
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        data = encode(make_picture(), kind, exif=unwritable)
+    picture, wanted = decode_picture(data, channels=3), make_picture().transpose(Image.Transpose.ROTATE_270)
+    assert picture.image.size == picture.box[2:] == wanted.size
+    assert np.abs(np.asarray(picture.image, dtype=int) - np.asarray(wanted, dtype=int)).mean() < 8
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
