@@ -55,13 +55,16 @@ def check_opened(image: Image.Image, data: bytes) -> None:
 
     Raises:
         ImageTooLargeError: a run-length coded BMP of more than MAX_RUN_LENGTH_PIXELS.
-        UndecodableImageError: a TIFF whose tiles have more than MAX_TILE_PIXELS, or whose JPEG strips have more than
-            MAX_SCANS each, on average.
+        UndecodableImageError: a TIFF whose tiles have more than MAX_TILE_PIXELS or no size, or whose JPEG strips have
+            more than MAX_SCANS each, on average.
     """
     if isinstance(image, BmpImageFile) and any(tile.codec_name == "bmp_rle" for tile in image.tile):
         _check_run_length_pixels(*image.size)
     if isinstance(image, TiffImageFile):
-        check_tile(image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_LENGTH, 0))
+        sides = [image.tag_v2.get(tag, 0) for tag in (_TILE_WIDTH, _TILE_LENGTH)]
+        if any(isinstance(side, str | bytes | tuple) for side in sides):
+            raise UndecodableImageError("the TIFF's header is broken: a tile's size is no number")
+        check_tile(*sides)
     if isinstance(image, TiffImageFile) and "jpeg" in str(image.info.get("compression")):
         _check_strips(data, strips=len(image.tag_v2.get(_STRIP_OFFSETS) or image.tag_v2.get(_TILE_OFFSETS) or "?"))
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from model.bands import count_samples
 from model.decode_limits import MAX_BYTES, MAX_PIXELS, check_file, check_opened
@@ -28,6 +29,8 @@ _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00",
 logger = logging.getLogger(__name__)
 logging.getLogger("PIL").setLevel(logging.CRITICAL)  # whoever sends an odd image should not write into our log
 
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
+_WHITE_IS_ZERO, _SIGNED = 0, 2
 _ORIENTATION = 274  # EXIF's tag; its values 1 to 8 say how the picture lies
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -86,7 +89,7 @@ def decode_picture(
     Raises:
         EmptyImageError: no bytes.
         ImageTooLargeError: more than max_bytes, or the header announces more than max_pixels.
-        UnsupportedImageError: not one of FORMATS, or samples without a defined 8-bit meaning (32 bits, signed 16).
+        UnsupportedImageError: not one of FORMATS, or samples without a defined 8-bit meaning (12 or 32 bits, signed).
         UndecodableImageError: truncated, broken, or of so many parts that it would take too long.
     """
     with warnings.catch_warnings():
@@ -123,6 +126,8 @@ def open_picture(data: bytes, *, max_pixels: int = MAX_PIXELS, max_bytes: int = 
     if width * height > max_pixels:
         raise ImageTooLargeError(f"the image has {width} x {height} pixels; at most {max_pixels} are accepted")
     check_opened(image, data)
+    if isinstance(image, TiffImageFile):
+        _check_samples(image)
     return image
 
 
@@ -162,6 +167,18 @@ def _open(data: bytes, *, max_pixels: int) -> Image.Image:
         raise
     except Exception as err:  # as in load: a header is as hostile as the rest
         raise UndecodableImageError(f"the image's header is broken: {err}") from err
+
+
+def _check_samples(image: TiffImageFile) -> None:
+    """Refuses what Pillow opens and shows as something else: nearly black, with its signs lost, or as a negative."""
+    tags, text = image.tag_v2, "save it with unsigned ones of 8 or 16 bits, of which 0 is black"
+    bits = max(tags.get(_BITS, (1,)))
+    if bits == 12:
+        raise UnsupportedImageError(f"the TIFF has 12-bit samples; {text}")
+    if bits <= 16 and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise UnsupportedImageError(f"the TIFF has signed samples; {text}")
+    if image.mode in _MODES_16_BIT and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        raise UnsupportedImageError(f"the TIFF has 16-bit samples of which 0 is white; {text}")
 
 
 def _read_orientation(image: Image.Image) -> int:

@@ -34,7 +34,7 @@ _NO_PREDICTOR, _DIFFERENCES = 1, 2
 _TOGETHER, _APART = 1, 2  # the samples of a pixel
 _MIN_IS_BLACK = 1
 _BYTE_ORDERS = {b"II": "<", b"MM": ">"}
-_LONG = 4
+_LONG, _LARGEST_LONG = 4, 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -210,6 +210,9 @@ def _check_layout(header: TiffHeader) -> None:
             f"the TIFF has {len(header.offsets)} offsets and {len(header.counts)} sizes of strips or tiles; "
             f"its size makes {wanted}"
         )
+    places = (*header.offsets, *header.counts)  # of any type that a tag may have, and written anew as unsigned ones
+    if min(places) < 0 or max(places) > _LARGEST_LONG:
+        raise UndecodableImageError("the TIFF's header is broken: a strip or tile lies outside of any file")
 
 
 def _unpack(data: bytes, header: TiffHeader, *, samples: int, first: int) -> npt.NDArray[Any]:

@@ -52,13 +52,13 @@ def make_tiff(samples: np.ndarray, **options) -> bytes:
     return buffer.getvalue()
 
 
-def with_tag(data: bytes, tag: int, value: int) -> bytes:
-    """Gives a little-endian TIFF another value of one of its numbers."""
+def with_tag(data: bytes, tag: int, value: int, *, kind: int = 4) -> bytes:
+    """Gives a little-endian TIFF another value of one of its numbers, of one of TIFF's types."""
     (start,) = struct.unpack_from("<L", data, 4)
     (count,) = struct.unpack_from("<H", data, start)
     places = range(start + 2, start + 2 + 12 * count, 12)
     place = next(each for each in places if struct.unpack_from("<H", data, each) == (tag,))
-    return data[: place + 2] + struct.pack("<HLL", 4, 1, value) + data[place + 12 :]
+    return data[: place + 2] + struct.pack("<HLL", kind, 1, value) + data[place + 12 :]
 
 
 def make_spec(ranges, **options) -> ModelSpec:
@@ -188,6 +188,30 @@ def test_a_tile_far_larger_than_the_picture_is_refused_before_memory_is_spent(li
     for decode in (read_bands, lambda each: decode_image(each, channels=1)):
         with pytest.raises(UndecodableImageError, match="tiles of 65520 x 2048 pixels; at most"):
             decode(with_tag(data, 322, 65_520))
+
+
+@pytest.mark.parametrize(("tag", "kind", "value"), [(322, 2, 65), (323, 7, 16), (324, 9, 2**32 - 1), (325, 9, 2**31)])
+def test_tiles_that_are_no_unsigned_numbers_are_refused(tag, kind, value):
+    tiled = make_tiff(np.zeros((1, 16, 16), np.uint8), tile=(16, 16), compression="zlib")
+    data = with_tag(tiled, tag, value, kind=kind)
+    for decode in (read_bands, lambda each: decode_image(each, channels=1)):
+        with pytest.raises(UndecodableImageError, match="broken"):
+            decode(data)
+
+
+@pytest.mark.parametrize(
+    ("samples", "tag", "value", "reason"),
+    [
+        (make_samples((1, 4, 4), bits=8), 258, 12, "12-bit samples"),
+        (make_samples((1, 4, 4), bits=8).astype("i1"), 258, 8, "signed samples"),
+        (make_samples((1, 4, 4)).astype("i2"), 258, 16, "signed samples"),
+        (make_samples((1, 4, 4)), 262, 0, "16-bit samples of which 0 is white"),
+    ],
+    ids=["12 bits", "signed 8 bits", "signed 16 bits", "negative"],
+)
+def test_what_pillow_would_show_wrong_is_refused_as_a_picture(samples, tag, value, reason):
+    with pytest.raises(UnsupportedImageError, match=f"the TIFF has {reason}; save it with unsigned ones of 8 or 16"):
+        decode_image(with_tag(make_tiff(samples), tag, value, kind=3), channels=1)
 
 
 def test_a_strip_that_unpacks_to_more_than_the_header_announces_costs_no_memory(little_memory):
