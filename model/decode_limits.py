@@ -18,6 +18,7 @@ MAX_PIXELS = 50_000_000  # 200 MB, as Pillow holds RGB; a current phone's photog
 MAX_BYTES = 100_000_000  # half of what MAX_PIXELS take uncompressed; TorchServe's own limit is 6.5 MB unless raised
 MAX_SCANS = 32  # of a JPEG; encoders write 10, optimisers some 20
 MAX_SEGMENTS = 1000  # of a JPEG before its first scan; a colour profile takes up to 255
+MAX_EXIF_SEGMENTS = 32  # of a JPEG; an EXIF block of more than 64 kB takes several, and Pillow adds each to all before
 MAX_CHUNKS = 1000  # of a PNG, without those of frames
 PIXEL_CHUNK_BYTES = 256  # a PNG may have one more chunk of pixels for each; encoders write 8 kB and more
 MAX_STRAY_BYTES = 65_536  # between the segments of a JPEG's header
@@ -25,7 +26,7 @@ MAX_TILE_PIXELS = 4_194_304  # of a TIFF, which costs a whole tile's memory for 
 MAX_RUN_LENGTH_PIXELS = 4_000_000  # of a run-length coded BMP, which Pillow decodes in Python
 
 _FRAME_CHUNKS = {b"fcTL", b"fdAT"}
-_SOS, _EOI = 0xDA, 0xD9
+_SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # SOF0 to SOF15, without DHT, JPG and DAC
 _SEQUENTIAL = {0xC0, 0xC1, 0xC9}
 _PLAIN_SEGMENTS = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # DHT, DQT, DRI, APP0 to APP15, COM
@@ -102,22 +103,26 @@ def _check_jpeg_header(data: bytes) -> tuple[int, bool]:
         Where the first scan's marker lies, or the file's end; and whether libjpeg will read that scan only, because the
         picture is sequential and the scan has all its components.
     """
-    position, segments, stray, components = 2, 0, 0, b""
+    position, segments, exif, stray, components, has_one = 2, 0, 0, 0, b"", False
     while position + 1 < len(data):
         if data[position] != 0xFF or data[position + 1] in {0x00, 0xFF}:
             position, stray = position + 1, stray + 1
         else:
             marker = data[position + 1]
             if marker == _SOS:
-                return position, components == data[position + 4 : position + 5]
+                has_one = components == data[position + 4 : position + 5]
+                break
             if marker in _FRAMES:
                 components = _read_frame(data[position : position + 10])
+            exif += marker == _APP1 and data[position + 4 : position + 10] == b"Exif\x00\x00"
             position, segments = _skip_segment(data, position), segments + 1
         if segments > MAX_SEGMENTS or stray > MAX_STRAY_BYTES:
             raise UndecodableImageError(
                 f"the JPEG has more than {MAX_SEGMENTS} segments or {MAX_STRAY_BYTES} stray bytes before its pixels"
             )
-    return position, False
+    if exif > MAX_EXIF_SEGMENTS:
+        raise UndecodableImageError(f"the JPEG has {exif} segments of EXIF; at most {MAX_EXIF_SEGMENTS} are accepted")
+    return position, has_one
 
 
 def measure_plain_jpeg(data: bytes) -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from model.bands import count_samples
@@ -24,6 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _MODE_BY_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _MODES_16_BIT = {"I;16", "I;16B", "I;16L", "I;16N"}
 _MODES_32_BIT = {"I", "F"}
+_GRAY_BITS = {"L;2": 2, "L;4": 4}  # by what Pillow calls the pixels of a PNG's rows
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*")
 
 logger = logging.getLogger(__name__)
@@ -96,6 +98,8 @@ def decode_picture(
         # As for the log. Threads can undo each other's filter: no harm done.
         warnings.filterwarnings("ignore", module=r"PIL\.")
         image = open_picture(data, max_pixels=max_pixels, max_bytes=max_bytes)
+        if isinstance(image, PngImageFile):
+            _scale_color_key(image)
         reduced = image.draft(None, (enough_side, enough_side)) if enough_side else None  # only JPEG heeds it
         try:
             image.load()
@@ -181,6 +185,16 @@ def _check_samples(image: TiffImageFile) -> None:
         raise UnsupportedImageError(f"the TIFF has 16-bit samples of which 0 is white; {text}")
 
 
+def _scale_color_key(image: PngImageFile) -> None:
+    """Brings the transparent colour, which Pillow leaves as it stands in the file, to the 8 bits of the pixels."""
+    key, packing = image.info.get("transparency"), image.tile[0].args if image.tile else None
+    if isinstance(key, int) and packing in _GRAY_BITS:
+        largest = 2 ** _GRAY_BITS[packing] - 1
+        image.info["transparency"] = (key & largest) * 255 // largest
+    elif isinstance(key, tuple) and packing == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in key)
+
+
 def _read_orientation(image: Image.Image) -> int:
     """Returns how an image lies, 1 to 8; 1 where its EXIF block does not say."""
     try:
@@ -215,7 +229,10 @@ def _convert(image: Image.Image, *, mode: str) -> Image.Image:
     if image.mode in _MODES_32_BIT:
         raise UnsupportedImageError("the image has 32-bit samples, whose range is not defined; send 8 or 16 bits")
     if image.mode in _MODES_16_BIT:
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        samples, key = np.asarray(image), image.info.get("transparency")
+        image = Image.fromarray((samples >> 8).astype(np.uint8))
+        if isinstance(key, int):  # compared with all 16 bits
+            image.putalpha(Image.fromarray((samples != key).astype(np.uint8) * 255))
     if isinstance(image.info.get("transparency"), str):  # a PNG's text of that name, which says nothing about pixels
         del image.info["transparency"]
     try:

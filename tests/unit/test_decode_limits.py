@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from model.decode_limits import MAX_CHUNKS, MAX_RUN_LENGTH_PIXELS, MAX_SCANS, MAX_SEGMENTS
+from model.decode_limits import MAX_CHUNKS, MAX_EXIF_SEGMENTS, MAX_RUN_LENGTH_PIXELS, MAX_SCANS, MAX_SEGMENTS
 from model.errors import ImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageError
 from model.images import decode_image
 
@@ -89,6 +89,16 @@ def test_a_file_appended_to_a_jpeg_is_not_taken_for_its_scans(encode: Encode):
     jpeg = encode(Image.new("RGB", (64, 64)), "JPEG")  # as phones append a film, or a second picture
     assert decode_image(jpeg + SCAN * 1000, channels=3).size == (64, 64)
     assert decode_image(after_start(jpeg, segment(0xE1, SCAN * 1000)), channels=3).size == (64, 64)
+
+
+def test_exif_in_more_segments_than_anyone_writes_is_refused_before_it_is_joined(encode: Encode):
+    jpeg, part = encode(Image.new("RGB", (16, 16)), "JPEG"), segment(0xE1, b"Exif\x00\x00" + bytes(60_000))
+    assert decode_image(after_start(jpeg, part * MAX_EXIF_SEGMENTS), channels=3).size == (16, 16)
+    many = after_start(jpeg, part * (MAX_SEGMENTS - 50))
+    start = time.thread_time()
+    with pytest.raises(UndecodableImageError, match=f"has {MAX_SEGMENTS - 50} segments of EXIF; at most"):
+        decode_image(many, channels=3)
+    assert time.thread_time() - start < 1  # joined one by one they take more than ten
 
 
 @pytest.mark.parametrize("stray", [b"\xff", b"\xff\x00", b"\x00", segment(0xFE, b""), segment(0xE1, b"Exif\x00\x00A")])

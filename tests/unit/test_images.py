@@ -31,15 +31,20 @@ def make_picture(width: int = 24, height: int = 16) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=2).astype(np.uint8))
 
 
+def png_of(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these chunks, each a kind and its content."""
+    parts = (
+        struct.pack("!I", len(data)) + kind + data + struct.pack("!I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return (
+        b"\x89PNG\r\n\x1a\n" + b"".join(parts) + struct.pack("!I", 0) + b"IEND" + struct.pack("!I", zlib.crc32(b"IEND"))
+    )
+
+
 def png_of_header(width: int, height: int) -> bytes:
     """A PNG of a few bytes that announces any size."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack("!I", len(data)) + kind + data + struct.pack("!I", zlib.crc32(kind + data))
-
     header = struct.pack("!IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+    return png_of((b"IHDR", header), (b"IDAT", zlib.compress(bytes(100))))
 
 
 def pixel_of(image: Image.Image) -> tuple[int, ...]:
@@ -89,6 +94,28 @@ def test_transparent_palette_colors_are_blended_over_white(transparency, wanted,
 def test_a_color_key_is_blended_over_white(mode, color, encode):
     data = encode(Image.new(mode, (4, 4), color), "PNG", transparency=color)
     assert pixel_of(decode_image(data, channels=3)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("bits", "color", "key", "row", "alphas"),
+    [
+        (1, 0, "0001", "50", [255, 0, 255, 0]),
+        (2, 0, "0001", "1b", [255, 0, 255, 255]),
+        (4, 0, "0007", "017f", [255, 255, 0, 255]),
+        (8, 0, "0040", "004041ff", [255, 0, 255, 255]),
+        (16, 0, "4000", "0000 4000 4001 8000", [255, 0, 255, 255]),
+        (16, 2, "123456789abc", "123456789abc 123356789abc 133456789abc 000000000000", [0, 0, 255, 255]),
+    ],
+    ids=["1", "2", "4", "8", "16", "RGB of 16, by its high bytes"],
+)
+def test_a_color_key_has_the_bits_of_its_file(bits, color, key, row, alphas):
+    header, pixels = struct.pack("!IIBBBBB", 4, 1, bits, color, 0, 0, 0), b"\x00" + bytes.fromhex(row)
+    data = png_of((b"IHDR", header), (b"tRNS", bytes.fromhex(key)), (b"IDAT", zlib.compress(pixels)))
+    assert np.asarray(decode_image(data, channels=4))[0, :, 3].tolist() == alphas
+    over_white = np.asarray(decode_image(data, channels=1))[0]
+    assert [int(value) == 255 for value, alpha in zip(over_white, alphas, strict=True) if not alpha] == [
+        True
+    ] * alphas.count(0)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
