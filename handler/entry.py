@@ -45,8 +45,8 @@ class VerifiedImageClassifier:
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[bytes]:
         """Answers a batch of predictions, or what the management API asks for with `?customized=true`."""
-        # The management API's question comes alone; a client's header of this name must not spoil a batch.
-        if len(data) == 1 and context.get_request_header(0, "describe") == "True":
+        # The management API's question comes alone and empty; a client's header of this name asks for nothing.
+        if len(data) == 1 and not data[0] and context.get_request_header(0, "describe") == "True":
             return [json.dumps(self.describe()).encode()]
         return self._classifier.handle(data, context)
 

@@ -144,17 +144,20 @@ class ImageClassifier:
     def _answer(
         self, image: ImageRequest, pixels: Pixels, row: Probabilities, *, deadline_s: float
     ) -> Result | Picture:
-        predictions = rank(row, names=self.labels, top_k=image.options.top_k)
-        if image.kind == "prediction":
-            return {"predictions": predictions}
-        target = int(row.argmax()) if image.options.target is None else image.options.target
-        explanation = self.explanations.explain(pixels, target, deadline_s=deadline_s)
-        if isinstance(explanation, Failure):
-            return explanation
-        answer = write_explanation(explanation, target=target, label=self.labels[target], probabilities=row)
-        if image.kind == "picture":
-            return self.explanations.draw(explanation, pixels, answer=answer)
-        return {"predictions": predictions, "explanation": answer}
+        try:
+            predictions = rank(row, names=self.labels, top_k=image.options.top_k)
+            if image.kind == "prediction":
+                return {"predictions": predictions}
+            target = int(row.argmax()) if image.options.target is None else image.options.target
+            explanation = self.explanations.explain(pixels, target, deadline_s=deadline_s)
+            if isinstance(explanation, Failure):
+                return explanation
+            answer = write_explanation(explanation, target=target, label=self.labels[target], probabilities=row)
+            if image.kind == "picture":
+                return self.explanations.draw(explanation, pixels, answer=answer)
+            return {"predictions": predictions, "explanation": answer}
+        except Exception as err:  # as in _read: a picture may take more memory than there is
+            return describe_failure(err, device=self.device, otherwise=ServingError)
 
 
 def choose_device(gpu_id: int | None) -> str:

@@ -39,12 +39,26 @@ def read_tensors(body: Mapping[str, Any]) -> list[JsonImage]:
     shape = tensor.get("shape")
     if not isinstance(shape, list) or not 0 < len(shape) <= LARGEST_RANK or not all(map(_is_length, shape)):
         raise RequestError(f"inputs[0].shape is {str(shape)[:40]}; expected a list such as [2], for two images")
-    values = [tensor["data"]]
-    for _ in shape:  # the data may be flat, or nested as the shape says
-        values = [each for value in values for each in (value if isinstance(value, list) else [value])]
+    values = tensor["data"] if isinstance(tensor["data"], list) else [tensor["data"]]
+    if any(isinstance(value, list) for value in values):
+        values = _unnest(values, shape)
     if len(values) != math.prod(shape):
         raise RequestError(f"inputs[0].data holds {len(values)} images; expected {math.prod(shape)}, by its shape")
     return [JsonImage(value) for value in values]
+
+
+def _unnest(data: list[Any], shape: Sequence[int]) -> list[Any]:
+    """Returns the values of nested lists in their order.
+
+    Raises:
+        RequestError: they are not nested as the shape says.
+    """
+    lists: list[Any] = [data]
+    for length in shape:
+        if any(not isinstance(each, list) or len(each) != length for each in lists):
+            raise RequestError(f"inputs[0].data is not nested as its shape {str(list(shape))[:40]} says; send it flat")
+        lists = [value for each in lists for value in each]
+    return lists
 
 
 def read_id(body: Mapping[str, Any]) -> str | None:

@@ -5,6 +5,7 @@ each query parameter under its own name. A JSON body is parsed already, or comes
 leave it, or where it is broken. The forms, with a command and an answer each: docs/requests.md.
 """
 
+import codecs
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -103,7 +104,7 @@ def read_request(item: Mapping[str, Any], headers: Headers, *, defaults: Options
             body = _parse_body(item[files[0]] if files else find_image(item, kind="request"))
             if isinstance(body, dict):
                 request = replace(request, form=_find_form(body))
-                options |= find_options(body.get("parameters")) | find_options(body)
+                options |= find_options(_read_parameters(body)) | find_options(body)
                 entries = _list_entries(body, request.form)
             else:
                 entries = [_Entry(RawImage(body), {})]
@@ -137,8 +138,19 @@ def _list_files(item: Mapping[str, Any], headers: Headers) -> list[str]:
     Files of the same name are one by now, the last: TorchServe has put them into one dict.
     """
     types = headers.get_request_properties()
-    found = [name for name in item if name not in OPTION_FIELDS and isinstance(types.get(name), dict)]
-    return [name for name in found if types[name].get("content-type")]
+    return [name for name in item if name not in OPTION_FIELDS and _is_file(item[name], declared=types.get(name))]
+
+
+def _is_file(value: Any, *, declared: Any) -> bool:
+    if isinstance(declared, dict):
+        return bool(declared.get("content-type"))
+    if not isinstance(declared, str) or not isinstance(value, bytes | bytearray):
+        return False
+    try:  # a header of the part's name, such as Host, stands where the part's type was
+        value.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 def _refuse_undeclared(headers: Headers) -> None:
@@ -156,7 +168,7 @@ def _parse_body(body: Any) -> Any:
     Raises:
         RequestError: it starts like a JSON object and is broken, or it is JSON but no object.
     """
-    if isinstance(body, bytes | bytearray) and body.lstrip()[:1] == b"{":
+    if isinstance(body, bytes | bytearray | str) and _starts_as_json(body):
         try:
             return json.loads(body)
         except (ValueError, RecursionError) as err:
@@ -164,6 +176,18 @@ def _parse_body(body: Any) -> Any:
     if not isinstance(body, bytes | bytearray | str | dict):
         raise RequestError(f"the JSON body is {type(body).__name__}; expected an object such as {EXAMPLE}")
     return body
+
+
+def _starts_as_json(body: bytes | bytearray | str) -> bool:
+    """Whether an object begins; Windows programs like to write a byte order mark before it."""
+    start = body if isinstance(body, str) else body.removeprefix(codecs.BOM_UTF8)
+    return start.lstrip()[:1] in ("{", b"{")
+
+
+def _read_parameters(body: Mapping[str, Any]) -> Any:
+    if not isinstance(parameters := body.get("parameters"), dict | None):
+        raise RequestError(f'parameters is {type(parameters).__name__}; expected an object such as {{"top_k": 3}}')
+    return parameters
 
 
 def _find_form(body: Mapping[str, Any]) -> Form:

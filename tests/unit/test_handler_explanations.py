@@ -235,3 +235,16 @@ def test_an_explanation_that_is_not_finite_is_an_error(tmp_path, folder, load, b
     [answer] = served.explain([both])
     assert (answer.status, answer.json()["error"]["code"]) == (500, "explanation_failed")
     json.loads(answer.body, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize(("error", "status"), [(MemoryError(), 507), (ValueError("odd heat"), 500)])
+def test_a_picture_that_cannot_be_drawn_fails_alone_in_its_batch(sides, both, error, status, monkeypatch):
+    def fail(*args, **options):
+        raise error
+
+    with sides.active():
+        handler = sides.service._entry_point.__self__._classifier
+    monkeypatch.setattr(handler.explanations, "draw", fail)
+    picture = Request(both, headers={"Accept": "image/png"}, kind="explain")
+    answers = sides.predict([both, picture, Request(both, kind="explain")])
+    assert [answer.status for answer in answers] == [200, status, 200]

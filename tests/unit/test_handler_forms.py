@@ -167,5 +167,6 @@ def test_a_body_of_curls_default_type_is_told_so(served, texts):
 
 def test_a_client_that_asks_as_the_management_api_does_spoils_nobodys_batch(served, images):
     sly = Request(images["red"], headers={"describe": "True"})
-    answers = served.predict([sly, Request(images["blue"])])
-    assert [answer.json()["predictions"][0]["label"] for answer in answers] == ["red", "blue"]
+    answers = [*served.predict([sly, Request(images["blue"])]), *served.predict([sly])]
+    assert [answer.json()["predictions"][0]["label"] for answer in answers] == ["red", "blue", "red"]
+    assert served.describe().json()["engine"]

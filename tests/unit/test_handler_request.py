@@ -55,6 +55,8 @@ def tensor(*values: object, **changes: object) -> dict:
         {"body": {"image": BASE64[:9] + "\r\n " + BASE64[9:]}},
         {"body": json.dumps({"image": BASE64}).encode()},
         {"body": bytearray(b" \n" + json.dumps({"top_k": 5, "image": BASE64}).encode())},
+        {"body": b"\xef\xbb\xbf" + json.dumps({"image": BASE64}).encode()},
+        {"body": json.dumps({"image": BASE64})},
     ],
 )
 def test_one_image_is_found_in_every_kind_of_request(item):
@@ -72,6 +74,7 @@ def test_one_image_is_found_in_every_kind_of_request(item):
         ({"inputs": [tensor(BASE64, BASE64, BASE64)]}, Form.OPEN_INFERENCE),
         ({"inputs": [tensor([BASE64], [BASE64], [BASE64], shape=[3, 1])]}, Form.OPEN_INFERENCE),
         ({"inputs": [tensor(BASE64, BASE64, BASE64, shape=[1, 3])]}, Form.OPEN_INFERENCE),
+        ({"inputs": [tensor([[BASE64], [BASE64], [BASE64]], shape=[1, 3, 1])]}, Form.OPEN_INFERENCE),
     ],
 )
 def test_several_images_are_found_in_every_list(body, form):
@@ -86,6 +89,13 @@ def test_the_files_of_a_form_are_several_images_by_name():
     assert (request.form, request.names) == (Form.IMAGES, ("a.jpg", "b.jpg"))
     assert list_images(request) == [IMAGE, b"other"]
     assert {image.options.top_k for image in request.images} == {2}
+
+
+def test_a_file_of_a_form_that_is_called_as_a_header_is_one_too():
+    photo = b"\x89PNG\xff"  # which is no text
+    item = {"Host": photo, "guest": IMAGE, "date": b"a caption"}
+    request = read(item, guest=PNG, Host="127.0.0.1:8080", date="Sat, 28 Nov 2026 07:00:00 GMT")
+    assert (request.names, list_images(request)) == (("Host", "guest"), [photo, IMAGE])
 
 
 def test_one_file_among_text_fields_is_one_image():
@@ -127,6 +137,13 @@ def test_text_is_left_to_the_image_decoder_to_refuse(text):
         ({"body": {"inputs": [tensor(BASE64, shape=[10**40])]}}, "shape is .* expected a list"),
         ({"body": {"inputs": [tensor(BASE64, shape=[1] * 9)]}}, "shape is .* expected a list"),
         ({"body": {"inputs": [tensor(shape=[0])]}}, "holds no images"),
+        (
+            {"body": {"inputs": [tensor([BASE64], [BASE64] * 3, shape=[2, 2])]}},
+            r"not nested as its shape \[2, 2\] says",
+        ),
+        ({"body": {"inputs": [tensor([BASE64], BASE64, shape=[2, 1])]}}, r"not nested as its shape \[2, 1\] says"),
+        ({"body": {"image": BASE64, "parameters": [{"top_k": 1}]}}, "parameters is list; expected an object"),
+        ({"body": {"instances": [BASE64], "parameters": "top_k=1"}}, "parameters is str; expected an object"),
         ({"body": {"inputs": [tensor(BASE64)], "id": 7}}, "id is int; expected a string"),
         ({"body": {"inputs": [tensor(BASE64)], "outputs": [{"name": "logits"}]}}, "outputs is .*expected a list of"),
         ({"body": {"inputs": [tensor(BASE64)], "outputs": 5}}, "outputs is 5; expected a list of"),
