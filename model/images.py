@@ -25,6 +25,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 _MODE_BY_CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 _MODES_16_BIT = {"I;16", "I;16B", "I;16L", "I;16N"}
 _MODES_32_BIT = {"I", "F"}
+_PALETTE_MODES = {"P", "PA"}
 _GRAY_BITS = {"L;2": 2, "L;4": 4}  # by what Pillow calls the pixels of a PNG's rows
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8", b"II*\x00", b"MM\x00*")
 
@@ -233,6 +234,8 @@ def _convert(image: Image.Image, *, mode: str) -> Image.Image:
         image = Image.fromarray((samples >> 8).astype(np.uint8))
         if isinstance(key, int):  # compared with all 16 bits
             image.putalpha(Image.fromarray((samples != key).astype(np.uint8) * 255))
+    if image.mode in _PALETTE_MODES and image.palette is None:
+        raise UndecodableImageError("the image has colours of a palette, and none before its pixels")
     if isinstance(image.info.get("transparency"), str):  # a PNG's text of that name, which says nothing about pixels
         del image.info["transparency"]
     try:
@@ -243,3 +246,7 @@ def _convert(image: Image.Image, *, mode: str) -> Image.Image:
         return image if image.mode == mode else image.convert(mode)
     except ValueError as err:
         raise UnsupportedImageError(f"an image of mode {image.mode} cannot be converted to {mode}") from err
+    except MemoryError:
+        raise
+    except Exception as err:  # as in load: what the file says beside its pixels is as hostile
+        raise UndecodableImageError(f"the image is broken ({type(err).__name__})") from err

@@ -118,6 +118,14 @@ def test_a_color_key_has_the_bits_of_its_file(bits, color, key, row, alphas):
     ] * alphas.count(0)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_palette_colors_without_a_palette_are_broken(channels):
+    header, pixels = struct.pack("!IIBBBBB", 4, 1, 8, 3, 0, 0, 0), zlib.compress(bytes(5))
+    for late in ((), ((b"PLTE", bytes(6)),)):
+        with pytest.raises(UndecodableImageError, match="colours of a palette, and none before its pixels"):
+            decode_image(png_of((b"IHDR", header), (b"IDAT", pixels), *late), channels=channels)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
 def test_a_text_about_transparency_is_no_color_key(mode, encode):
     info = PngInfo()
