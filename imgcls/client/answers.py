@@ -56,8 +56,9 @@ def parse_prediction(body: Any) -> Prediction:
             for entry in body["predictions"]
         )
         prediction = Prediction(model=str(body["model"]), version=str(body["version"]), ranked=ranked)
-    except (KeyError, TypeError, ValueError) as err:
-        raise UnexpectedAnswerError(f"got an answer without {err}; is this a model that imgcls has built?") from err
+    except (KeyError, TypeError, ValueError, OverflowError) as err:
+        reason = f"got an answer that is none of imgcls' handler ({type(err).__name__}: {err})"
+        raise UnexpectedAnswerError(f"{reason}; is this a model that imgcls has built?") from err
     if not ranked:
         raise UnexpectedAnswerError("got an answer with no class in it; expected at least one")
     return prediction

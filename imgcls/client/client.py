@@ -35,6 +35,9 @@ class Client:
         connect_timeout_s: for the connection.
         retries: after a connection that failed or broke. A timeout or an answer is never tried again: the server may be
             at work on it, and an overloaded one would get more load.
+
+    Raises:
+        ClientError: the URL or the token cannot be one.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Client:
         self._path = f"/predictions/{quote(model, safe='')}" + (f"/{quote(version, safe='')}" if version else "")
         self._timeout_s = (connect_timeout_s, timeout_s)
         self._session = requests.Session()
-        self._session.auth = _TokenAuth(token)
+        self._session.auth = _TokenAuth(_check_token(token))
         self._session.trust_env = not _is_loopback(self.url)  # no proxy between us and this very machine
         for scheme in ("http://", "https://"):
             self._session.mount(scheme, HTTPAdapter(pool_connections=1, pool_maxsize=POOL_SIZE, max_retries=0))
@@ -160,10 +163,22 @@ class _TokenAuth(AuthBase):
 
 
 def _check_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url)
+        is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without an end, or a port that is none
+        is_usable = False
+    if not is_usable:
         raise ClientError(f"the URL is {url!r}; expected one such as http://127.0.0.1:8080")
     return url.rstrip("/")
+
+
+def _check_token(token: str | None) -> str | None:
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise ClientError(
+            "the token holds a line break or another character that no header can carry; give it as it is"
+        )
+    return token
 
 
 def _is_loopback(url: str) -> bool:
@@ -184,5 +199,5 @@ def _is_refused(error: BaseException | None) -> bool:
 def _json_of(response: requests.Response) -> object:
     try:
         return response.json()
-    except requests.JSONDecodeError:
+    except (requests.JSONDecodeError, RecursionError):
         return None

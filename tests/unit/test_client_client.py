@@ -166,10 +166,17 @@ def test_each_answer_has_its_error(status: int, body: object, kind: type[ClientE
 
 
 @pytest.mark.parametrize(
-    "body", [None, [], {}, {**ANSWER, "predictions": []}, {**ANSWER, "predictions": [{"label": "x"}]}]
+    "body",
+    [
+        *(None, [], {}),
+        *(
+            {**ANSWER, "predictions": ranked}
+            for ranked in ([], [{"label": "x"}], [ANSWER["predictions"][0] | {"index": 1e400}])
+        ),
+    ],
 )
 def test_foreign_answer_is_refused(body: object) -> None:
-    with pytest.raises(UnexpectedAnswerError):
+    with pytest.raises(UnexpectedAnswerError, match=r"got an answer (that is none of imgcls' handler|with no class)"):
         parse_prediction(body)
 
 
@@ -178,7 +185,17 @@ def test_file_that_cannot_be_read_is_a_client_error(tmp_path: Path) -> None:
         client.predict_file(tmp_path)
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8080", "ftp://x", "http://"])
+@pytest.mark.parametrize("token", ["secret\n", "sec\r\nret", "secr€t"])
+def test_token_that_no_header_can_carry_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(ClientError, match="the token holds a line break or another character") as refused:
+        Client("http://127.0.0.1:9", token=token)
+    assert "sec" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "127.0.0.1:8080", "ftp://x", "http://", "http://[::1", "http://localhost:port", "http://localhost:65536"],
+)
 def test_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ClientError, match="expected one such as"):
         Client(url)
