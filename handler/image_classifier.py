@@ -24,7 +24,7 @@ from handler.explanations import Explanations, start_deadline, write_explanation
 from handler.network import Pixels, Probabilities, describe_failure, run_decoded
 from handler.options import Options
 from handler.request import Form, ImageRequest, Request, read_request
-from handler.settings import count_threads, read_settings
+from handler.settings import count_threads, read_count, read_settings
 from model.classifier import Classifier
 from model.engines.choose import choose_engine
 from model.labels import LABELS_FILE, rank, read_labels
@@ -56,7 +56,7 @@ class ImageClassifier:
         self.name = context.manifest["model"]["modelName"]
         self.version = context.manifest["model"].get("modelVersion", "1.0")
         self.device = choose_device(context.system_properties.get("gpu_id"))
-        self.batch_size = max(1, int(model_config.get("batchSize", 1)))
+        self.batch_size = max(1, read_count(model_config, "batchSize") or 1)
         threads = count_threads(self.settings, model_config, gpus=count_gpus(self.device))
         golden = GoldenCheck(folder, spec, batch_size=self.batch_size)
         self.choice = choose_engine(

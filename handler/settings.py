@@ -76,5 +76,11 @@ def count_threads(
     if settings.threads != "auto":
         return settings.threads
     cores = cores or count_cores()
-    workers = int(os.environ.get(WORKERS_VARIABLE) or model_config.get("minWorkers") or gpus or cores)
+    workers = int(os.environ.get(WORKERS_VARIABLE) or read_count(model_config, "minWorkers") or gpus or cores)
     return max(1, cores // max(1, workers))
+
+
+def read_count(model_config: Mapping[str, Any], key: str) -> int | None:
+    """Returns a number of model-config.yaml, None where TorchServe ignores it too: not set, or of another type."""
+    value = model_config.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -6,7 +6,7 @@ import numpy as np
 
 from model.classifier import Classifier
 from model.engines.engine import Engine
-from model.errors import NumericError
+from model.errors import NumericError, SpecError
 from model.golden import EXPECTED_FILE, GOLDEN_FOLDER, describe_mismatch, parse_golden
 from model.preprocess import pixels_from_bytes
 from model.spec import ModelSpec
@@ -22,16 +22,21 @@ class GoldenCheck:
             engine would take memory that it keeps.
 
     Raises:
-        SpecError: there are none.
+        SpecError: there are none, or one cannot be read.
     """
 
     def __init__(self, folder: Path, spec: ModelSpec, *, batch_size: int) -> None:
         golden = folder / GOLDEN_FOLDER
         self.spec = spec
         self.batch_size = batch_size
-        self.items = parse_golden(
-            (golden / EXPECTED_FILE).read_bytes(), read_file=lambda name: (golden / name).read_bytes()
-        )
+        try:
+            self.items = parse_golden(
+                (golden / EXPECTED_FILE).read_bytes(), read_file=lambda name: (golden / name).read_bytes()
+            )
+        except OSError as err:
+            raise SpecError(
+                f"{err.filename}: a golden input cannot be read: {err.strerror}; build the archive again"
+            ) from err
         self.pixels = np.stack([pixels_from_bytes(item.data, spec) for item in self.items])
 
     def __call__(self, engine: Engine) -> None:

@@ -179,6 +179,20 @@ def test_an_archive_that_is_not_in_order_is_refused_at_the_start(tmp_path, load,
     assert "ModelError" in {kind.__name__ for kind in type(caught.value.__cause__).__mro__}  # the archive's own
 
 
+@pytest.mark.parametrize("name", ["golden/expected.json", "golden/0.png"])
+def test_a_golden_input_that_is_missing_is_named_at_the_start(tmp_path, load, unpacked, name):
+    folder = shutil.copytree(unpacked, tmp_path / "archive")
+    (folder / name).unlink()
+    with pytest.raises(ArchiveError, match=f"SpecError: .*{name}: a golden input cannot be read: No such file"):
+        load(folder)
+
+
+def test_a_batch_size_that_torchserve_ignores_is_ignored(tmp_path, load, encode, unpacked):
+    folder = shutil.copytree(unpacked, tmp_path / "archive")
+    (folder / "model-config.yaml").write_text("batchSize: eight")
+    assert load(folder, batch_size=2).predict([encode(plain(RED), "PNG")] * 2)[1].status == 200
+
+
 def test_the_byte_limit_of_the_configuration_counts(tmp_path, load, encode, unpacked):
     folder = shutil.copytree(unpacked, tmp_path / "archive")
     (folder / "model-config.yaml").write_text("batchSize: 2\nhandler: {max_bytes: 200}")

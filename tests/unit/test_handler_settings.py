@@ -37,6 +37,9 @@ def test_a_setting_that_cannot_be_is_refused(section, message):
         (8, {}, 1),
         (8, {"minWorkers": 0}, 1),
         (8, {"minWorkers": 1}, 8),
+        (8, {"minWorkers": "two"}, 1),  # as TorchServe, which logs and ignores what is no number
+        (8, {"minWorkers": "2"}, 1),
+        (8, {"minWorkers": True}, 1),
     ],
 )
 def test_workers_share_the_cores(cores, config, threads):
