@@ -92,6 +92,7 @@ def read_request(item: Mapping[str, Any], headers: Headers, *, defaults: Options
     request = Request(Form.IMAGE, request_id=find_request_id(headers))
     try:
         refuse_late(headers)
+        _refuse_compressed(headers)
         headed = {name: find_header(headers, name) for name in OPTION_FIELDS}
         options = find_options(headed) | find_options(item)
         files = _list_files(item, headers)
@@ -151,6 +152,15 @@ def _is_file(value: Any, *, declared: Any) -> bool:
     except UnicodeDecodeError:
         return True
     return False
+
+
+def _refuse_compressed(headers: Headers) -> None:
+    """Raises RequestError for a body that the client has compressed; neither TorchServe nor this unpacks it."""
+    encoding = (find_header(headers, "content-encoding") or "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise RequestError(
+            f"the body came with Content-Encoding {encoding[:40]!r}, which is not undone; send it as it is"
+        )
 
 
 def _refuse_undeclared(headers: Headers) -> None:

@@ -103,6 +103,15 @@ def test_one_file_among_text_fields_is_one_image():
     assert (request.form, list_images(request)) == (Form.IMAGE, [IMAGE])
 
 
+@pytest.mark.parametrize(("encoding", "is_fine"), [("gzip", False), ("BR", False), ("identity", True), ("", True)])
+def test_a_compressed_body_is_told_so(encoding, is_fine):
+    headers = {"Content-Encoding": encoding}
+    if is_fine:
+        assert list_images(read({"body": IMAGE}, **headers)) == [IMAGE]
+    else:
+        assert "which is not undone; send it as it is" in str(refuse({"body": IMAGE}, **headers))
+
+
 def test_an_empty_body_is_an_empty_image():
     assert list_images(read({"body": b""})) == [b""]
 
