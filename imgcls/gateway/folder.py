@@ -37,6 +37,7 @@ class SupervisorState(BaseModel):
     gateway_id: str  # stands in the environment of each of its processes
     pid: int
     created_s: float
+    started: str | None = None  # as in ServerState
     url: str  # the public one
     sockets: Path
     settings: Settings
@@ -128,4 +129,4 @@ class GatewayFolder:
 
 def find_supervisor(state: SupervisorState) -> psutil.Process | None:
     """Returns the supervisor's process, None when it has ended; never another process that got its pid."""
-    return find_created(state.pid, created_s=state.created_s)
+    return find_created(state.pid, created_s=state.created_s, started=state.started)

@@ -33,6 +33,7 @@ from imgcls.gateway.scaler import Scaler
 from imgcls.gateway.settings import Settings
 from imgcls.gateway.table import Table, exclusive
 from imgcls.serving.server import ServeOptions
+from imgcls.serving.state import read_start
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ class Supervisor:
                 gateway_id=self._id,
                 pid=os.getpid(),
                 created_s=psutil.Process().create_time(),
+                started=read_start(os.getpid()),
                 url=self._envoy.url,
                 sockets=sockets,
                 settings=self._settings,

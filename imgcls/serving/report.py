@@ -112,10 +112,12 @@ def describe_server(folder: StateFolder) -> ServerReport:
     """
     state = folder.read_running()
     model, versions, problem = _describe_model(state, folder)
+    process = find_process(state)
+    created_s = process.create_time() if process else state.created_s  # the former by the clock as it is now set
     return ServerReport(
         state=state,
-        is_running=find_process(state) is not None,
-        uptime_s=time.time() - state.created_s,
+        is_running=process is not None,
+        uptime_s=time.time() - created_s,
         model=model,
         workers=tuple(_describe_worker(worker) for worker in model.workers) if model else (),
         versions=versions,

@@ -32,7 +32,7 @@ from imgcls.serving.java import find_java
 from imgcls.serving.management import ModelStatus
 from imgcls.serving.ports import Ports, ports_from
 from imgcls.serving.readiness import LogWatch, check_golden, wait_for_workers
-from imgcls.serving.state import ServerState, StateFolder, find_process
+from imgcls.serving.state import ServerState, StateFolder, find_process, read_start
 from imgcls.serving.tokens import read_tokens
 from imgcls.serving.trust import check_before_start
 
@@ -103,6 +103,7 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
                 server_id=server_id,
                 pid=process.pid,
                 created_s=_create_time(process),
+                started=read_start(process.pid),
                 ports=ports,
                 inference_url=configuration.address_of(config, "inference", port=ports.inference),
                 management_url=configuration.address_of(config, "management", port=ports.management),

@@ -31,7 +31,9 @@ STATE_FILE = "state.json"
 MARK_FILE = ".imgcls-state"
 # A Unix socket's path is held to 107 bytes (104 on macOS); `.ts.sock.PORT` takes up to 15 of them.
 LONGEST_TEMPORARY_PATH_BYTES = 88
-CREATE_TIME_TOLERANCE_S = 2.0  # the clock may be set while a server runs
+CREATE_TIME_TOLERANCE_S = 2.0
+BOOT_FILE = Path("/proc/sys/kernel/random/boot_id")
+START_FIELD = 19  # of /proc/PID/stat behind the command's name: ticks from the boot to the process's start
 
 
 class ServerTrust(BaseModel):
@@ -57,6 +59,7 @@ class ServerState(BaseModel):
     server_id: str  # stands in the environment of each of its processes
     pid: int  # of Java, TorchServe's frontend
     created_s: float  # when that process was created, in seconds since the epoch: a pid alone may be another's by now
+    started: str | None = None  # the same by a clock that nobody sets (read_start); None: not told, or an older state
     ports: Ports
     inference_url: str
     management_url: str
@@ -214,15 +217,32 @@ class StateFolder:
 
 def find_process(state: ServerState) -> psutil.Process | None:
     """Returns the frontend's process, or None when it has ended; never another process that got its pid."""
-    return find_created(state.pid, created_s=state.created_s)
+    return find_created(state.pid, created_s=state.created_s, started=state.started)
 
 
-def find_created(pid: int, *, created_s: float) -> psutil.Process | None:
-    """Returns the process of this number that was created then, in seconds since the epoch; None when it has ended."""
+def find_created(pid: int, *, created_s: float, started: str | None) -> psutil.Process | None:
+    """Returns the process of this number that was created then; None when it has ended.
+
+    Args:
+        pid: its number.
+        created_s: when it was created, in seconds since the epoch: as far off, later, as the clock has been set since.
+        started: what `read_start` said of it, which counts alone where it is there.
+    """
     try:
         process = psutil.Process(pid)
-        if abs(process.create_time() - created_s) > CREATE_TIME_TOLERANCE_S:
-            return None
-        return None if process.status() == psutil.STATUS_ZOMBIE else process
+        if started is not None:
+            is_same = read_start(pid) == started
+        else:
+            is_same = abs(process.create_time() - created_s) <= CREATE_TIME_TOLERANCE_S
+        return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
+        return None
+
+
+def read_start(pid: int) -> str | None:
+    """Returns which boot and how many ticks after it a process was started; None where the system does not tell."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        return f"{BOOT_FILE.read_text(encoding='ascii').strip()} {stat.rpartition(')')[2].split()[START_FIELD]}"
+    except (OSError, LookupError):  # not Linux; or it has ended
         return None

@@ -10,7 +10,7 @@ from imgcls.serving import server
 from imgcls.serving.environment import serving_environment
 from imgcls.serving.errors import AlreadyRunningError, NotReadyError, NotRunningError
 from imgcls.serving.ports import ports_from
-from imgcls.serving.state import LONGEST_TEMPORARY_PATH_BYTES, ServerState, StateFolder, find_process
+from imgcls.serving.state import LONGEST_TEMPORARY_PATH_BYTES, ServerState, StateFolder, find_process, read_start
 from imgcls.serving.tokens import Token, read_tokens
 
 
@@ -41,6 +41,16 @@ def test_pid_that_another_process_got_is_not_the_server(tmp_path: Path) -> None:
     created_s = psutil.Process().create_time()
     assert find_process(make_state(tmp_path, pid=os.getpid(), created_s=created_s)) is not None
     assert find_process(make_state(tmp_path, pid=os.getpid(), created_s=created_s - 60)) is None
+
+
+@pytest.mark.skipif(read_start(os.getpid()) is None, reason="this system does not tell when a process was started")
+def test_clock_that_is_set_makes_no_server_gone_and_no_other_process_the_server(tmp_path: Path) -> None:
+    created_s = psutil.Process().create_time()
+    state = make_state(tmp_path, pid=os.getpid(), created_s=created_s)
+    set_forward = state.model_copy(update={"created_s": created_s - 3600, "started": read_start(os.getpid())})
+    assert find_process(set_forward) is not None
+    same_time = state.model_copy(update={"started": f"{read_start(os.getpid())}0"})
+    assert find_process(same_time) is None
 
 
 def test_no_server_and_a_gone_one_are_told_apart(tmp_path: Path) -> None:
