@@ -19,16 +19,19 @@ from handler.integrity import (
     INTEGRITY_FILE,
     SIGNATURE_FILE,
     FileRecord,
+    Integrity,
     dump_integrity,
     make_integrity,
     parse_integrity,
 )
 from handler.layout import open_layout
 from imgcls.archive.contents import open_archive, read_small
+from imgcls.errors import ArchiveError
 from imgcls.tuning.candidates import Candidate
 from model.engines.kinds import AUTO
 
 CONFIG_FILE = "model-config.yaml"
+SHORT = 12  # digits of a hash in a message
 
 
 def make_model_config(model_config: Mapping[str, Any], candidate: Candidate, *, cores: int) -> str:
@@ -49,24 +52,34 @@ def make_model_config(model_config: Mapping[str, Any], candidate: Candidate, *, 
     return yaml.safe_dump(config, sort_keys=False)
 
 
-def repack(mar: Path, target: Path, *, model_config: str) -> Path:
+def repack(mar: Path, target: Path, *, model_config: str, tree_sha256: str) -> Path:
     """Writes a copy of an archive with another model-config.yaml, recorded anew and unsigned.
 
     Args:
         mar: an archive that has been verified.
         target: the file to write; is not there.
         model_config: the new text.
+        tree_sha256: the content that was verified; a build may have replaced it since.
 
     Raises:
-        ArchiveError: the archive cannot be read.
+        ArchiveError: the archive cannot be read, or is another one by now.
     """
-    data = model_config.encode()
-    with open_archive(mar) as archive, target.open("xb") as file:
+    with open_archive(mar) as archive:
         record = parse_integrity(read_small(archive, INTEGRITY_FILE))
-        own_record = FileRecord(CONFIG_FILE, len(data), hashlib.sha256(data).hexdigest())
-        integrity = make_integrity([own_record, *(each for each in record.files if each.path != CONFIG_FILE)])
-        dumped = dump_integrity(integrity)
-        own = {CONFIG_FILE: data, INTEGRITY_FILE: dumped}
+        if record.tree_sha256 != tree_sha256:
+            raise ArchiveError(
+                f"{mar}: was replaced while it was tuned: it is content {record.tree_sha256[:SHORT]} now, and what was "
+                f"measured is {tree_sha256[:SHORT]}; tune it again"
+            )
+        _write_copy(archive, target, record=record, model_config=model_config.encode())
+    return target
+
+
+def _write_copy(archive: zipfile.ZipFile, target: Path, *, record: Integrity, model_config: bytes) -> None:
+    own_record = FileRecord(CONFIG_FILE, len(model_config), hashlib.sha256(model_config).hexdigest())
+    integrity = make_integrity([own_record, *(each for each in record.files if each.path != CONFIG_FILE)])
+    own = {CONFIG_FILE: model_config, INTEGRITY_FILE: dump_integrity(integrity)}
+    with target.open("xb") as file:
         layout = open_layout(file, created=_read_created(archive))
         with layout.file:
             for info in archive.infolist():
@@ -76,7 +89,6 @@ def repack(mar: Path, target: Path, *, model_config: str) -> Path:
                 elif info.filename != SIGNATURE_FILE:
                     with archive.open(info) as source:
                         layout.add(info.filename, source, size_bytes=info.file_size)
-    return target
 
 
 def _read_created(archive: zipfile.ZipFile) -> datetime:

@@ -3,9 +3,10 @@
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imgcls.archive.contents import open_archive, read_contents, read_small
 from imgcls.archive.trust import find_trust_file
@@ -54,6 +55,8 @@ class Tuned:
     tree_sha256: str  # of the archive that was tuned
     images: str
     trust_file: Path | None
+    model_config: Mapping[str, Any]  # of the archive that was tuned
+    config: Mapping[str, str]  # of the config.properties that it began with
     space: Space
     outcomes: tuple[Outcome, ...]
     failures: dict[Candidate, str]
@@ -79,7 +82,7 @@ def tune(
 
     Raises:
         UsageError: an engine is not in the archive.
-        ArchiveError: the archive cannot be read or served, or is not what the trust file demands.
+        ArchiveError: the archive cannot be read or served, is not what the trust file demands, or was replaced since.
         TuningError: k6 is missing or failed, the images cannot be used, or no candidate could be served.
         ServingError: TorchServe cannot be started at all.
         StopRequestedError: a signal came; nothing is left running.
@@ -91,6 +94,7 @@ def tune(
     trust_file = find_trust_file(options.trust, config=options.config)
     if check_before_start(options.archive, trust_file).policy == "off":
         verify_archive(options.archive)  # what is measured is a copy, recorded anew: it must not be a changed one's
+    tree_sha256 = read_integrity(options.archive).tree_sha256
     records = read_records_of(options.archive)
     machine = describe_machine()
     on_gpu = serves_on_gpu(machine, config=config, model_config=contents.model_config)
@@ -111,8 +115,9 @@ def tune(
             images = gather_images(options.images, archive=options.archive, scratch=scratch)
             subject = Subject(
                 archive=options.archive,
+                tree_sha256=tree_sha256,
                 contents=contents,
-                config=write_tuned_config(options.config, scratch / "config.properties"),
+                config=write_tuned_config(config, scratch / "config.properties", source=options.config),
                 trust=_write_own_trust(scratch),
                 images=images.files,
                 listing=images.listing,
@@ -137,9 +142,11 @@ def tune(
         machine=machine,
         model=contents.name,
         version=contents.version,
-        tree_sha256=read_integrity(options.archive).tree_sha256,
+        tree_sha256=tree_sha256,
         images=images.kind,
         trust_file=trust_file,
+        model_config=contents.model_config,
+        config=config,
         space=space,
         outcomes=tuple(outcomes),
         failures=race.failures,

@@ -3,11 +3,12 @@
 docs/tuning.md has what each does alone: little, within the noise of that machine. What gives up something is not here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from imgcls.files import write_atomic
-from imgcls.serving.config import PATH_KEYS, read_config
+from imgcls.serving.config import PATH_KEYS
 from imgcls.serving.logs import log4j_config
 
 
@@ -39,16 +40,17 @@ _LOG_OPTION = "-Dlog4j.configurationFile="
 _COLLECTORS = ("UseG1GC", "UseParallelGC", "UseSerialGC", "UseShenandoahGC", "UseZGC")
 
 
-def write_tuned_config(source: Path, target: Path) -> Path:
+def write_tuned_config(config: Mapping[str, str], target: Path, *, source: Path) -> Path:
     """Writes a config.properties with the user's settings and ours over them; the user's file is not changed.
 
     Relative paths in it become absolute, because they are meant against the user's folder. log4j2.xml is written
     beside it, and named in `vmargs` by its absolute path; a user's own stays.
 
-    Raises:
-        ConfigError: the user's file cannot be read.
+    Args:
+        config: the user's settings, as they were read when tuning began.
+        target: the file to write.
+        source: the user's file.
     """
-    config = read_config(source)
     vmargs = tune_vmargs(config.get("vmargs", ""), log_config=target.absolute().with_name(LOG_FILE))
     write_atomic(target.with_name(LOG_FILE), quiet_log4j_config())
     ours = {setting.key: setting.value for setting in FRONTEND_SETTINGS} | {"vmargs": vmargs}

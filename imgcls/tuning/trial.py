@@ -43,6 +43,7 @@ class Subject:
     """What is tuned, and with what."""
 
     archive: Path  # verified
+    tree_sha256: str  # the content that was
     contents: ArchiveContents
     config: Path  # the config.properties that every candidate is served with
     trust: Path  # the trust file for the repacked archives: they are as they were packed, and unsigned
@@ -95,6 +96,7 @@ def run_trial(subject: Subject, candidate: Candidate, *, effort: Effort, near: f
 
     Raises:
         CandidateError: it cannot be served on this machine.
+        ArchiveError: the archive is another one by now.
         LoadError: k6 failed, or an image is refused.
         ServingError: no candidate can be served, such as for want of Java.
     """
@@ -141,7 +143,12 @@ def serve_candidate(subject: Subject, candidate: Candidate) -> Iterator[tuple[Se
     try:
         (place / "store").mkdir()
         model_config = make_model_config(subject.contents.model_config, candidate, cores=subject.cores)
-        archive = repack(subject.archive, place / "store" / subject.archive.name, model_config=model_config)
+        archive = repack(
+            subject.archive,
+            place / "store" / subject.archive.name,
+            model_config=model_config,
+            tree_sha256=subject.tree_sha256,
+        )
         options = ServeOptions(
             archive=archive,
             config=subject.config,

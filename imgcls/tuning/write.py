@@ -11,7 +11,6 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgcls.archive.contents import read_contents
 from imgcls.archive.publish import replace_archive
 from imgcls.archive.verify import verify_archive
 from imgcls.errors import UsageError
@@ -52,7 +51,7 @@ def write_tuned(tuned: Tuned, out: Path) -> Written:
     """Writes the measurements, and with a recommendation what serves it; a file that is there is replaced whole.
 
     Raises:
-        ArchiveError: the archive cannot be read any more, or what was written is not what it should be.
+        ArchiveError: the archive cannot be read any more or was replaced, or what was written is not what it should be.
         OSError: the folder cannot be written.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -62,12 +61,11 @@ def write_tuned(tuned: Tuned, out: Path) -> Written:
     if tuned.verdict.recommended is None:
         return Written(result, plot)
     options = tuned.options
-    text = make_model_config(
-        read_contents(options.archive).model_config, tuned.verdict.recommended, cores=tuned.machine.cores
-    )
+    text = make_model_config(tuned.model_config, tuned.verdict.recommended, cores=tuned.machine.cores)
+    archive = _write_archive(options.archive, out, model_config=text, tree_sha256=tuned.tree_sha256)
     write_atomic(out / CONFIG_FILE, text)
-    config = write_tuned_config(options.config, out / PROPERTIES_FILE)
-    return Written(result, plot, out / CONFIG_FILE, config, _write_archive(options.archive, out, model_config=text))
+    config = write_tuned_config(tuned.config, out / PROPERTIES_FILE, source=options.config)
+    return Written(result, plot, out / CONFIG_FILE, config, archive)
 
 
 def describe_use(tuned: Tuned, written: Written, *, name: str | None = None) -> str:
@@ -91,11 +89,11 @@ def describe_use(tuned: Tuned, written: Written, *, name: str | None = None) -> 
     return "\n".join(lines)
 
 
-def _write_archive(source: Path, out: Path, *, model_config: str) -> Path:
+def _write_archive(source: Path, out: Path, *, model_config: str, tree_sha256: str) -> Path:
     target, new = out / source.name, out / f".{source.name}.new"
     new.unlink(missing_ok=True)
     try:
-        verify_archive(repack(source, new, model_config=model_config))
+        verify_archive(repack(source, new, model_config=model_config, tree_sha256=tree_sha256))
         replace_archive(new, target)
     finally:
         new.unlink(missing_ok=True)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imgcls.errors import UsageError
+from imgcls.archive.verify import read_integrity
+from imgcls.errors import ArchiveError, UsageError
+from imgcls.serving.config import read_config
 from imgcls.tuning.candidates import Candidate, Space, combine, make_space
 from imgcls.tuning.errors import CandidateError
 from imgcls.tuning.halving import MOST_FINALS, Race
@@ -22,6 +24,7 @@ from imgcls.tuning.search import find_rate
 from imgcls.tuning.slo import Slo, parse_duration, parse_slo
 from imgcls.tuning.trial import Effort, Trial
 from imgcls.tuning.verdict import Outcome, judge
+from imgcls.tuning.write import write_tuned
 from model.engines.records import REFERENCE_RECORD, EngineRecord
 
 SLO = Slo(99, 50.0)
@@ -310,6 +313,8 @@ class TestReport:
             tree_sha256="0" * 64,
             images="20 made JPEGs",
             trust_file=None,
+            model_config={"minWorkers": 2},
+            config={"metrics_mode": "log", "default_response_timeout": "7"},
             space=SPACE,
             outcomes=outcomes,
             failures={replace(START, workers=9): "9 workers: killed"},
@@ -338,6 +343,22 @@ class TestReport:
         assert result["candidates"][0]["trials"][0]["stretches"][0]["p50_ms"] == 20.0
         assert result["machine"]["cores"] >= 1
         assert result["not_reached"][0]["workers"] == 8
+
+    def test_settings_that_are_written_are_those_that_were_measured(self, tuned, archive: Path, tmp_path: Path):
+        options = replace(tuned.options, archive=archive, config=tmp_path / "changed-since.properties")
+        tree_sha256 = read_integrity(archive).tree_sha256
+        written = write_tuned(replace(tuned, options=options, tree_sha256=tree_sha256), tmp_path / "out")
+        assert written.config is not None
+        assert read_config(written.config)["default_response_timeout"] == "7"
+
+    def test_archive_that_was_replaced_is_not_given_the_numbers_of_the_one_before(
+        self, tuned, archive: Path, tmp_path: Path
+    ):
+        replaced = replace(tuned, options=replace(tuned.options, archive=archive))
+        with pytest.raises(ArchiveError, match="was replaced while it was tuned"):
+            write_tuned(replaced, tmp_path / "out")
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tune.json", "tune.png"]
+        assert json.loads((tmp_path / "out" / "tune.json").read_text())["archive"]["tree_sha256"] == tuned.tree_sha256
 
     def test_plot_is_a_picture(self, tuned):
         many = [make_outcome(replace(START, batch_size=size), 10 + size) for size in range(1, 14)]

@@ -23,7 +23,7 @@ from imgcls.archive.build import build_archive
 from imgcls.archive.contents import extract, read_contents
 from imgcls.archive.publish import add_signature
 from imgcls.archive.stage import ServingOptions
-from imgcls.archive.verify import verify_archive
+from imgcls.archive.verify import read_integrity, verify_archive
 from imgcls.cli.main import app
 from imgcls.errors import ArchiveError
 from imgcls.serving.config import read_config
@@ -43,17 +43,22 @@ PROJECT = Path(__file__).parents[2]
 CONFIG = PROJECT / "config.properties"
 
 
+def tree_of(mar: Path) -> str:
+    return read_integrity(mar).tree_sha256
+
+
 class TestRepack:
     def test_gives_what_a_build_with_these_options_gives(self, archive: Path, color_run: Path, tmp_path: Path):
         options = ServingOptions(workers=4, batch_size=16, max_batch_delay_ms=5, engine="eager")
         built = build_archive(color_run, tmp_path / "store", name="colors", version="1.5", options=options)
         candidate = Candidate("eager", 4, 2, 16, 5)
         text = make_model_config(read_contents(archive).model_config, candidate, cores=8)
-        assert repack(archive, tmp_path / "colors.mar", model_config=text).read_bytes() == built.read_bytes()
+        mar = repack(archive, tmp_path / "colors.mar", model_config=text, tree_sha256=tree_of(archive))
+        assert mar.read_bytes() == built.read_bytes()
 
     def test_result_is_verified_has_the_settings_and_loads(self, archive: Path, tmp_path: Path, load: Callable):
         text = make_model_config(read_contents(archive).model_config, Candidate("eager", 3, 2, 4, 7), cores=2)
-        mar = repack(archive, tmp_path / "new.mar", model_config=text)
+        mar = repack(archive, tmp_path / "new.mar", model_config=text, tree_sha256=tree_of(archive))
         assert verify_archive(mar).integrity.tree_sha256 != verify_archive(archive).integrity.tree_sha256
         config = read_contents(mar).model_config
         assert [config[key] for key in ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay")] == [3, 3, 4, 7]
@@ -71,7 +76,8 @@ class TestRepack:
 
     def test_drops_a_signature_which_is_of_another_content(self, archive: Path, tmp_path: Path):
         add_signature(archive, b"{}", tmp_path / "signed.mar")
-        mar = repack(tmp_path / "signed.mar", tmp_path / "new.mar", model_config="batchSize: 1\n")
+        signed = tmp_path / "signed.mar"
+        mar = repack(signed, tmp_path / "new.mar", model_config="batchSize: 1\n", tree_sha256=tree_of(signed))
         with zipfile.ZipFile(mar) as opened:
             assert SIGNATURE_FILE not in opened.namelist()
         assert not verify_archive(mar).is_signed
@@ -79,12 +85,17 @@ class TestRepack:
     def test_what_is_no_archive_is_refused(self, tmp_path: Path):
         (tmp_path / "no.mar").write_bytes(b"no zip")
         with pytest.raises(ArchiveError, match="cannot be read"):
-            repack(tmp_path / "no.mar", tmp_path / "new.mar", model_config="a: 1\n")
+            repack(tmp_path / "no.mar", tmp_path / "new.mar", model_config="a: 1\n", tree_sha256="0" * 64)
+
+    def test_archive_that_was_replaced_since_is_refused_and_nothing_is_written(self, archive: Path, tmp_path: Path):
+        with pytest.raises(ArchiveError, match=r"colors\.mar: was replaced while it was tuned.*tune it again"):
+            repack(archive, tmp_path / "new.mar", model_config="a: 1\n", tree_sha256="0" * 64)
+        assert not (tmp_path / "new.mar").exists()
 
 
 class TestSettings:
     def test_tuned_configuration_keeps_the_users_and_passes_the_lint(self, tmp_path: Path):
-        write_tuned_config(CONFIG, tmp_path / "config.properties")
+        write_tuned_config(read_config(CONFIG), tmp_path / "config.properties", source=CONFIG)
         before, after = read_config(CONFIG), read_config(tmp_path / "config.properties")
         assert after["metrics_mode"] == "prometheus"
         assert {key: after[key] for key in before if key not in after["vmargs"]}.keys() == before.keys()
@@ -95,7 +106,8 @@ class TestSettings:
     def test_relative_paths_are_meant_against_the_users_folder(self, tmp_path: Path):
         (tmp_path / "user").mkdir()
         (tmp_path / "user" / "config.properties").write_text("metrics_config=metrics.yaml\nmetrics_mode=log\n")
-        write_tuned_config(tmp_path / "user" / "config.properties", tmp_path / "config.properties")
+        source = tmp_path / "user" / "config.properties"
+        write_tuned_config(read_config(source), tmp_path / "config.properties", source=source)
         after = read_config(tmp_path / "config.properties")
         assert after["metrics_config"] == str(tmp_path / "user" / "metrics.yaml")
         assert after["metrics_mode"] == "prometheus"
@@ -103,7 +115,7 @@ class TestSettings:
     def test_log_file_lies_beside_it_and_is_named(self, tmp_path: Path):
         folder = tmp_path / "with blank"
         folder.mkdir()
-        write_tuned_config(CONFIG, folder / "config.properties")
+        write_tuned_config(read_config(CONFIG), folder / "config.properties", source=CONFIG)
         option = read_config(folder / "config.properties")["vmargs"].split()[-1]
         assert Path(unquote(urlsplit(option.partition("=")[2]).path)) == folder / "log4j2.xml"
         assert ElementTree.parse(folder / "log4j2.xml").find(".//Logger[@name='MODEL_LOG']") is not None
