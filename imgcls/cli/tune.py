@@ -52,6 +52,7 @@ def tune(
     then an open one to find the highest rate that meets the objective. Nothing else should run on the machine
     meanwhile. Exits 1 when no candidate meets the objective.
     """
+    from imgcls.errors import ImgclsError
     from imgcls.serving.foreground import StopRequestedError
     from imgcls.tuning.report import as_dict, as_table, as_text, describe_trial
     from imgcls.tuning.run import TuneOptions
@@ -82,13 +83,19 @@ def tune(
     except StopRequestedError as err:
         _tell("stopped; nothing was written")
         raise typer.Exit(128 + err.number) from err
-    written = write_tuned(tuned, folder)
+    found = f"{as_table(tuned)}\n{as_text(tuned)}"
+    try:
+        written = write_tuned(tuned, folder)
+    except ImgclsError:
+        _tell(found)  # minutes of measurements, which are nowhere else
+        raise
     if as_json:
         print(json.dumps(as_dict(tuned) | {"written": written.as_dict()}, indent=2))
     else:
-        use = describe_use(tuned, written)
-        print("\n".join(filter(None, (as_table(tuned), "", as_text(tuned), use, f"wrote   {folder.absolute()}"))))
+        print("\n".join(filter(None, (found, describe_use(tuned, written), f"wrote   {folder.absolute()}"))))
     if tuned.verdict.recommended is None:
+        if (folder / archive.name).exists():
+            _tell(f"note: {folder / archive.name} and its settings are of an earlier tuning")
         raise typer.Exit(1)
 
 

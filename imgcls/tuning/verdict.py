@@ -63,7 +63,8 @@ def judge(outcomes: Sequence[Outcome], *, slo: Slo) -> Verdict:
     """Says which candidate to take.
 
     The one with the highest rate at the SLO. Where the repeated measurements of others overlap with its own, they are
-    within the noise, and the one with the least memory is taken.
+    within the noise, and the one with the least memory is taken. Where none of the repeated ones met the SLO again, one
+    that there was no time to repeat is better than none.
 
     Args:
         outcomes: of the candidates, at least one.
@@ -73,7 +74,15 @@ def judge(outcomes: Sequence[Outcome], *, slo: Slo) -> Verdict:
     finalists = sorted(repeated, key=lambda outcome: outcome.rate, reverse=True)
     best = finalists[0]
     if best.rate <= 0:
-        return Verdict("failed", None, (), describe_miss(outcomes, slo=slo))
+        unrepeated = [outcome for outcome in outcomes if outcome not in repeated and outcome.rate > 0]
+        if not unrepeated:
+            return Verdict("failed", None, (), describe_miss(outcomes, slo=slo))
+        best = max(unrepeated, key=lambda outcome: outcome.rate)
+        missed = "; ".join(str(outcome.candidate) for outcome in finalists)
+        reason = (
+            f"{_describe_rate(best)} at {slo}; there was no time to repeat it, and what was repeated missed: {missed}"
+        )
+        return Verdict("inconclusive", best.candidate, (), reason)
     others = [outcome for outcome in finalists if outcome is not best]
     if min(len(outcome.finals) for outcome in finalists) < ENOUGH_FINALS:
         reason = (

@@ -7,6 +7,7 @@ tune.json tune.png  every measurement, and the plot
 """
 
 import json
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from imgcls.archive.publish import replace_archive
 from imgcls.archive.verify import verify_archive
 from imgcls.errors import UsageError
-from imgcls.files import write_atomic
+from imgcls.files import refuse_unwritable, write_atomic
 from imgcls.tuning.repack import CONFIG_FILE, make_model_config, repack
 from imgcls.tuning.report import as_dict
 from imgcls.tuning.run import Tuned
@@ -39,9 +40,12 @@ class Written:
 
 
 def refuse_out(out: Path, *, archive: Path, config: Path) -> None:
-    """Raises UsageError where the folder would overwrite what is tuned, before minutes are spent."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out: {out} is a file; name a folder")
+    """Raises UsageError, before it takes minutes, where the folder cannot be written or holds what is tuned."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"--out: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(f"--out: {there} cannot be written; name another folder")
     for own, mine in ((archive, out / archive.name), (config, out / PROPERTIES_FILE)):
         if own.resolve() == mine.resolve():
             raise UsageError(f"--out: {out} holds {own.name}, which would be overwritten; name another folder")
@@ -52,9 +56,14 @@ def write_tuned(tuned: Tuned, out: Path) -> Written:
 
     Raises:
         ArchiveError: the archive cannot be read any more or was replaced, or what was written is not what it should be.
-        OSError: the folder cannot be written.
+        RunError: the folder cannot be written.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with refuse_unwritable(out, advice="make room, or name another folder with --out, and tune again"):
+        out.mkdir(parents=True, exist_ok=True)
+        return _write(tuned, out)
+
+
+def _write(tuned: Tuned, out: Path) -> Written:
     plot = _write_plot(tuned, out)
     result = out / RESULT_FILE
     write_atomic(result, json.dumps(as_dict(tuned), indent=1, ensure_ascii=False) + "\n")

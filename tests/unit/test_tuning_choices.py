@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from imgcls.archive.verify import read_integrity
-from imgcls.errors import ArchiveError, UsageError
+from imgcls.cli.main import app
+from imgcls.errors import ArchiveError, RunError, UsageError
 from imgcls.serving.config import read_config
 from imgcls.tuning.candidates import Candidate, Space, combine, make_space
 from imgcls.tuning.errors import CandidateError
@@ -290,6 +292,12 @@ class TestVerdict:
         assert (verdict.word, verdict.recommended) == ("failed", None)
         assert "once" in verdict.reason
 
+    def test_one_that_there_was_no_time_to_repeat_has_not_failed_with_those_that_were(self):
+        again = Outcome(self.A, (make_trial(20),), (make_trial(0, slo_ms=80),))
+        verdict = judge([again, make_outcome(self.B, 19), make_outcome(self.C, 0, slo_ms=90)], slo=SLO)
+        assert (verdict.word, verdict.recommended) == ("inconclusive", self.B)
+        assert "no time to repeat it" in verdict.reason and str(self.A) in verdict.reason
+
     def test_candidate_that_was_measured_alone_says_so(self):
         assert "only one" in judge([make_outcome(self.A, 30, 29, 31)], slo=SLO).reason
 
@@ -360,7 +368,30 @@ class TestReport:
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["tune.json", "tune.png"]
         assert json.loads((tmp_path / "out" / "tune.json").read_text())["archive"]["tree_sha256"] == tuned.tree_sha256
 
+    def test_measurements_that_cannot_be_written_are_told(self, tuned, archive: Path, tmp_path: Path, monkeypatch):
+        monkeypatch.setattr("imgcls.tuning.run.tune", lambda options, **_: tuned)
+        (tmp_path / "out" / "tune.json").mkdir(parents=True)
+        result = run_tune(archive, tmp_path / "out", "--json")
+        assert isinstance(result.exception, RunError)
+        assert str(result.exception).startswith(f"{tmp_path / 'out'}: cannot be written: Is a directory")
+        assert "60.0 (58.0 to 62.0)" in result.stderr and "recommended: openvino" in result.stderr
+
+    def test_settings_of_an_earlier_tuning_are_not_taken_for_those_of_a_failed_one(
+        self, tuned, archive: Path, tmp_path: Path, monkeypatch
+    ):
+        failed = replace(tuned, verdict=judge([make_outcome(START, 0, slo_ms=80)], slo=SLO))
+        monkeypatch.setattr("imgcls.tuning.run.tune", lambda options, **_: failed)
+        assert "earlier" not in run_tune(archive, tmp_path).stderr
+        (tmp_path / archive.name).touch()
+        result = run_tune(archive, tmp_path)
+        assert result.exit_code == 1
+        assert f"{tmp_path / archive.name} and its settings are of an earlier tuning" in result.stderr
+
     def test_plot_is_a_picture(self, tuned):
         many = [make_outcome(replace(START, batch_size=size), 10 + size) for size in range(1, 14)]
         png = plot_outcomes(many, slo=SLO, recommended=many[3].candidate, title="a 1.0 $x$")
         assert Image.open(io.BytesIO(png)).size[0] > 800
+
+
+def run_tune(archive: Path, out: Path, *arguments: str):
+    return CliRunner().invoke(app, ["tune", str(archive), "--slo", "p99=50ms", "--out", str(out), *arguments])

@@ -308,6 +308,15 @@ class TestRefusals:
         assert isinstance(result.exception, ArchiveError)
         assert "added.py" in str(result.exception)
 
+    def test_folder_that_cannot_be_written_is_refused_before_anything_is_measured(
+        self, archive: Path, tmp_path: Path, monkeypatch
+    ):
+        below = run_tune(archive, "--slo", "p99=50ms", "--out", archive / "out")
+        assert f"--out: {archive} is a file; name a folder" in str(below.exception)
+        monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)  # as root may write anywhere
+        result = run_tune(archive, "--slo", "p99=50ms", "--out", tmp_path / "some" / "out")
+        assert f"--out: {tmp_path} cannot be written; name another folder" in str(result.exception)
+
     def test_folder_that_holds_the_archive_is_not_written_into(self, archive: Path):
         result = run_tune(archive, "--slo", "p99=50ms", "--out", archive.parent)
         assert "would be overwritten" in str(result.exception)
