@@ -25,7 +25,7 @@ def tune(
         str | None, typer.Option(help="Engines to try, separated by commas. [default: all in the archive]")
     ] = None,
     stretch: Annotated[
-        str, typer.Option(help="How long each stretch of load takes at first; the best get twice as long.")
+        str, typer.Option(help="How long each stretch of load takes at first, at least 1s; the best get twice as long.")
     ] = "2s",
     ts_config: Annotated[Path, typer.Option(help="TorchServe's settings to start from; never changed.")] = Path(
         "config.properties"
@@ -54,6 +54,7 @@ def tune(
     """
     from imgcls.errors import ImgclsError
     from imgcls.serving.foreground import StopRequestedError
+    from imgcls.tuning.load import SHORTEST_S
     from imgcls.tuning.report import as_dict, as_table, as_text, describe_trial
     from imgcls.tuning.run import TuneOptions
     from imgcls.tuning.run import tune as tune_archive
@@ -68,7 +69,7 @@ def tune(
         config=ts_config,
         slo=objective,
         budget_s=parse_duration(budget, option="--budget"),
-        stretch_s=parse_duration(stretch, option="--stretch"),
+        stretch_s=parse_duration(stretch, option="--stretch", least_s=SHORTEST_S),
         images=images,
         engines=tuple(engines.split(",")) if engines else (),
         java=java,

@@ -6,7 +6,7 @@ const images = JSON.parse(open(__ENV.IMAGES)).map((path) => open(path, "b"));
 const headers = { "Content-Type": "application/octet-stream" };
 if (__ENV.TOKEN) headers.Authorization = `Bearer ${__ENV.TOKEN}`;
 const connections = Number(__ENV.CONNECTIONS);
-const common = { duration: __ENV.DURATION, gracefulStop: "15s" };
+const common = { duration: __ENV.DURATION, gracefulStop: __ENV.TIMEOUT };
 // Arrivals a minute, because k6 takes whole numbers only.
 const open_loop = { executor: "constant-arrival-rate", rate: Math.round(Number(__ENV.RATE) * 60), timeUnit: "1m" };
 
@@ -22,7 +22,7 @@ export const options = {
 
 export default function () {
   const image = images[(__VU * 7919 + __ITER) % images.length];
-  check(http.post(__ENV.URL, image, { headers, timeout: "15s" }), { "is 200": (answer) => answer.status === 200 });
+  check(http.post(__ENV.URL, image, { headers, timeout: __ENV.TIMEOUT }), { "is 200": (answer) => answer.status === 200 });
 }
 
 export function handleSummary(data) {

@@ -18,7 +18,9 @@ from imgcls.tuning.errors import LoadError
 from imgcls.tuning.slo import Slo
 
 SCRIPT = Path(__file__).with_name("load.js")
-SPARE_S = 60.0  # for k6 to start, and for what is in flight when the stretch ends
+SPARE_S = 60.0  # for k6 to start and end
+SHORTEST_S = 1.0  # of a stretch, as k6 has it
+ANSWER_S = 15.0  # that a request is waited for at least, also when the stretch is over
 MOST_CONNECTIONS = 400
 LONGEST_FACTOR = 4  # a stretch at a low rate may take this many times as long, for enough answers
 
@@ -109,7 +111,9 @@ def open_loop(target: Target, *, rate: float, duration_s: float) -> Stretch:
 
 
 def _run(target: Target, *, connections: int, rate: float | None, duration_s: float) -> Stretch:
+    answer_s = max(ANSWER_S, 2 * target.slo.limit_ms / 1000)
     settings = {
+        "TIMEOUT": f"{math.ceil(answer_s)}s",
         "URL": target.url,
         "TOKEN": target.token or "",
         "IMAGES": str(target.images),
@@ -123,7 +127,12 @@ def _run(target: Target, *, connections: int, rate: float | None, duration_s: fl
     command = [str(find_k6()), "run", "--quiet", "--no-usage-report", "--no-color", str(SCRIPT)]
     try:
         result = subprocess.run(
-            command, capture_output=True, text=True, env=kept | settings, timeout=duration_s + SPARE_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            env=kept | settings,
+            timeout=duration_s + answer_s + SPARE_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as err:
         raise LoadError(f"k6 gave no result: {err.__class__.__name__}; is the machine overloaded?") from err

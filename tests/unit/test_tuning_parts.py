@@ -256,6 +256,16 @@ class TestLoad:
         assert stretch.failed == len(server.bodies) > 0
         assert not stretch.meets(target.slo)
 
+    @pytest.mark.parametrize(("limit_ms", "answered"), [(2000, True), (100, False)])
+    def test_answer_is_waited_for_as_long_as_the_objective_allows(
+        self, server: SlowServer, target: Target, monkeypatch, limit_ms: float, answered: bool
+    ):
+        monkeypatch.setattr(loading, "ANSWER_S", 1.0)
+        server.delay_s = 1.5
+        patient = Target(target.url, target.token, target.images, Slo(99, limit_ms))
+        stretch = closed_loop(patient, connections=1, duration_s=1)
+        assert (stretch.answered > 0, stretch.failed == 0) == (answered, answered)
+
     def test_token_is_in_no_list_of_processes(self, server: SlowServer, target: Target, monkeypatch):
         commands = []
         run = subprocess.run
@@ -283,6 +293,7 @@ class TestRefusals:
             (["--slo", "fast"], "--slo is 'fast'"),
             (["--slo", "p99=50ms", "--budget", "long"], "--budget is 'long'"),
             (["--slo", "p99=50ms", "--stretch", "0s"], "--stretch is '0s'"),
+            (["--slo", "p99=50ms", "--stretch", "0.5s"], "--stretch is '0.5s'; expected 1s or longer"),
             (["--slo", "p99=50ms", "--engines", "openvino"], "'openvino' is not in this archive, which offers eager"),
             (["--slo", "p99=50ms", "--images", "/nowhere"], "/nowhere is no folder"),
             (["--slo", "p99=50ms", "--ts-config", "/nowhere.properties"], "/nowhere.properties: cannot be read"),
