@@ -40,11 +40,12 @@ class Machine:
     time: str  # UTC
 
 
-def describe_machine() -> Machine:
+def describe_machine(*, cgroup: Path = CGROUP) -> Machine:
     """Looks at this machine; held to the container's limits (cgroup v2)."""
     memory = psutil.virtual_memory()
-    limit_bytes = _read_number(CGROUP / "memory.max") or memory.total
-    used_bytes = _read_number(CGROUP / "memory.current") or 0
+    limit_bytes = _read_number(cgroup / "memory.max") or memory.total
+    # Of what the container is counted as using, the cache of files that were read is given back when memory is wanted.
+    used_bytes = max(0, (_read_number(cgroup / "memory.current") or 0) - _read_cache_bytes(cgroup / "memory.stat"))
     return Machine(
         cores=count_cores(),
         processor=find_processor(),
@@ -97,6 +98,14 @@ def _list_packages() -> list[tuple[str, str]]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _read_cache_bytes(path: Path) -> int:
+    try:
+        fields = dict(line.split() for line in path.read_text().splitlines())
+        return int(fields.get("inactive_file", 0))
+    except (OSError, ValueError):
+        return 0
 
 
 def _read_number(path: Path) -> int | None:

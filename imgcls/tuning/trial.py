@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from imgcls.archive.contents import ArchiveContents
+from imgcls.client.errors import BadImageError, BadRequestError
 from imgcls.errors import ClientError
 from imgcls.serving.access import inference_client, inference_token
 from imgcls.serving.errors import NotReadyError
@@ -103,7 +104,7 @@ def run_trial(subject: Subject, candidate: Candidate, *, effort: Effort, near: f
     began_s = time.monotonic()
     with serve_candidate(subject, candidate) as (state, folder):
         start_s = time.monotonic() - began_s
-        _check_images(subject, state, folder)
+        _check_images(subject, candidate, state, folder)
         token = inference_token(state, folder)
         url = f"{state.inference_url}/predictions/{state.model}"
         target = Target(url, token, subject.listing, subject.slo)
@@ -185,14 +186,16 @@ def _measure_process(process: psutil.Process) -> int:
         return int(process.memory_info().rss)
 
 
-def _check_images(subject: Subject, state: ServerState, folder: StateFolder) -> None:
+def _check_images(subject: Subject, candidate: Candidate, state: ServerState, folder: StateFolder) -> None:
     """Sends each image once: one that is refused would count as a failure of the candidate."""
     with inference_client(state, folder) as client:
         for image in subject.images:
             try:
                 client.predict(image.read_bytes())
-            except ClientError as err:
+            except (BadImageError, BadRequestError) as err:
                 raise LoadError(f"{image}: the server refuses it: {err}; take it out of --images") from err
+            except ClientError as err:  # no answer, or a worker that died: another candidate may do better
+                raise CandidateError(f"{candidate}: {image} was not answered: {err}") from err
 
 
 Runner = Callable[[Candidate, Effort, float | None], Trial]

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from unittest.mock import MagicMock
 from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
@@ -25,15 +26,17 @@ from imgcls.archive.publish import add_signature
 from imgcls.archive.stage import ServingOptions
 from imgcls.archive.verify import read_integrity, verify_archive
 from imgcls.cli.main import app
+from imgcls.client.errors import BadImageError, ConnectionFailedError, ServerError
 from imgcls.errors import ArchiveError
 from imgcls.serving.config import read_config
 from imgcls.serving.lint import lint_config, lint_model_config
 from imgcls.tuning import load as loading
+from imgcls.tuning import trial
 from imgcls.tuning.candidates import Candidate
-from imgcls.tuning.errors import LoadError
+from imgcls.tuning.errors import CandidateError, LoadError
 from imgcls.tuning.images import MOST_IMAGES, gather_images
 from imgcls.tuning.load import Target, closed_loop, open_loop
-from imgcls.tuning.machine import find_processor
+from imgcls.tuning.machine import describe_machine, find_processor
 from imgcls.tuning.repack import make_model_config, repack
 from imgcls.tuning.settings import tune_vmargs, write_tuned_config
 from imgcls.tuning.slo import Slo
@@ -172,6 +175,13 @@ class TestMachine:
         (tmp_path / "cpuinfo").write_text(text)
         assert find_processor(cpuinfo=tmp_path / "cpuinfo") == expected
 
+    def test_cache_of_files_takes_no_memory_from_the_workers_of_a_container(self, tmp_path: Path):
+        mb = 1_000_000
+        for name, text in {"max": 900 * mb, "current": 800 * mb, "stat": f"anon 1\ninactive_file {700 * mb}"}.items():
+            (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+        machine = describe_machine(cgroup=tmp_path)
+        assert (machine.memory_bytes, machine.available_bytes) == (900 * mb, 800 * mb)
+
     def test_a_machine_without_cpuinfo_has_a_name_too(self, tmp_path: Path):
         assert find_processor(cpuinfo=tmp_path / "none")
 
@@ -284,6 +294,40 @@ class TestLoad:
         (tmp_path / "a.bin").unlink()
         with pytest.raises(LoadError, match=r"k6 ended with exit status \d+: .*a\.bin"):
             closed_loop(target, connections=1, duration_s=1)
+
+
+class TestImagesOfACandidate:
+    @pytest.mark.parametrize(
+        ("error", "kind", "words"),
+        [
+            (BadImageError(status=415, code="unsupported", reason="no image"), LoadError, "take it out of --images"),
+            (ServerError("500"), CandidateError, "eager, 1 worker x 1 thread, batch 1: a.png was not answered: 500"),
+            (ConnectionFailedError("it is gone"), CandidateError, "a.png was not answered: it is gone"),
+        ],
+    )
+    def test_a_server_that_fails_at_one_ends_the_candidate_and_a_refused_one_the_tuning(
+        self, archive: Path, tmp_path: Path, monkeypatch, error: Exception, kind: type[Exception], words: str
+    ):
+        (tmp_path / "a.png").write_bytes(b"image")
+        monkeypatch.chdir(tmp_path)
+        client = MagicMock()
+        client.__enter__.return_value.predict.side_effect = error
+        monkeypatch.setattr(trial, "inference_client", lambda *_: client)
+        monkeypatch.setattr(trial, "start", lambda options: MagicMock())
+        subject = trial.Subject(
+            archive=archive,
+            tree_sha256=tree_of(archive),
+            contents=read_contents(archive),
+            config=CONFIG,
+            trust=tmp_path / "trust.yaml",
+            images=(Path("a.png"),),
+            listing=tmp_path / "images.json",
+            slo=Slo(99, 50),
+            cores=1,
+            scratch=tmp_path,
+        )
+        with pytest.raises(kind, match=words):
+            trial.run_trial(subject, Candidate("eager", 1, 1, 1, 1), effort=trial.Effort(1.0, 1))
 
 
 class TestRefusals:
