@@ -4,6 +4,8 @@ Each check returns its findings and raises nothing; `imgcls serve` runs those th
 `imgcls doctor` runs all.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import shutil
@@ -13,7 +15,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from imgcls.errors import ArchiveError, ServingError, UsageError
 from imgcls.serving.config import ports_of, read_config
@@ -22,6 +24,9 @@ from imgcls.serving.errors import ConfigError, JavaError
 from imgcls.serving.java import find_java, read_version
 from imgcls.serving.ports import Ports, find_holder, is_free, ports_from
 from imgcls.serving.state import StateFolder, find_process
+
+if TYPE_CHECKING:
+    from imgcls.archive.contents import ArchiveContents
 
 Status = Literal["ok", "warning", "error"]
 
@@ -54,6 +59,7 @@ print(json.dumps(failed))
 LEAST_FREE_BYTES = 500_000_000
 FULL_BYTES = 50_000_000
 DEFAULT_REQUEST_BYTES = 6_553_500  # TorchServe's own, where the configuration names none
+MAKE_ROOM = "make room, or choose another folder with --state or TMPDIR"
 MAKE_ARCHIVE = "make an archive: ./build_mar.sh RUN"
 
 
@@ -81,7 +87,8 @@ class Subject:
 def examine(subject: Subject) -> list[Finding]:
     """Runs every check."""
     config, findings = _read_config(subject.config)
-    model_config = _model_config(subject.archive)
+    contents = _read_archive(subject.archive)
+    model_config = contents.model_config if contents else {}
     findings += check_settings(subject.config, subject.archive)
     findings += check_java(subject.java)
     findings += check_packages(Path(sys.executable), names=list_packages(model_config))
@@ -93,6 +100,8 @@ def examine(subject: Subject) -> list[Finding]:
         findings += _check_port_choice(config, port=subject.port)
     findings += check_gpus(config, model_config)
     findings += check_disk([Path(tempfile.gettempdir()), subject.state])
+    if contents and not runs:  # it has unpacked its archive already
+        findings += check_unpacking(StateFolder(subject.state), contents)
     findings += check_environment(os.environ)
     return findings
 
@@ -254,8 +263,19 @@ def check_gpus(config: Mapping[str, str], model_config: Mapping[str, Any]) -> li
 
 
 def check_disk(folders: Iterable[Path]) -> list[Finding]:
-    """Is there room for unpacked archives and logs?"""
+    """Is there room for logs and small archives?"""
     return [_check_room(folder) for folder in folders]
+
+
+def check_unpacking(folder: StateFolder, contents: ArchiveContents) -> list[Finding]:
+    """Is there room for the archive where TorchServe unpacks it, and for its logs then?"""
+    existing = _find_existing(Path(tempfile.gettempdir()) if folder.is_deep else folder.path)
+    needed_bytes = sum(contents.sizes.values())
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes >= needed_bytes + FULL_BYTES:
+        return []
+    detail = f"{existing}: {free_bytes / 1e6:,.0f} MB free, and the archive takes {needed_bytes / 1e6:,.0f} MB unpacked"
+    return [Finding("disk", "error", detail, MAKE_ROOM)]
 
 
 def check_environment(environment: Mapping[str, str]) -> list[Finding]:
@@ -298,13 +318,13 @@ def _check_port_choice(config: Mapping[str, str], *, port: int | None) -> list[F
         return [Finding("ports", "error", str(err), "choose others with --port N")]
 
 
-def _model_config(archive: Path) -> dict[str, Any]:
+def _read_archive(archive: Path) -> ArchiveContents | None:
     try:
         from imgcls.archive.contents import read_contents
 
-        return read_contents(archive).model_config
+        return read_contents(archive)
     except (ArchiveError, ModuleNotFoundError):  # told by check_archive and check_packages
-        return {}
+        return None
 
 
 def _list_gpus() -> list[str]:
@@ -317,7 +337,7 @@ def _list_gpus() -> list[str]:
 
 
 def _check_room(folder: Path) -> Finding:
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    existing = _find_existing(folder)
     if not os.access(existing, os.W_OK):
         return Finding("disk", "error", f"{existing} cannot be written", "choose another folder with --state or TMPDIR")
     free_bytes = shutil.disk_usage(existing).free
@@ -325,7 +345,11 @@ def _check_room(folder: Path) -> Finding:
     if free_bytes >= LEAST_FREE_BYTES:
         return Finding("disk", "ok", detail)
     status: Status = "error" if free_bytes < FULL_BYTES else "warning"
-    return Finding("disk", status, detail, "make room, or choose another folder with --state or TMPDIR")
+    return Finding("disk", status, detail, MAKE_ROOM)
+
+
+def _find_existing(folder: Path) -> Path:
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
 
 
 def _one_line(text: str) -> str:

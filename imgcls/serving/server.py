@@ -204,6 +204,7 @@ def _check_before(
         *doctor.check_ports(ports),
         *doctor.check_gpus(config, contents.model_config),
         *doctor.check_disk([options.state]),
+        *doctor.check_unpacking(StateFolder(options.state), contents),
         *(doctor.check_packages(options.python, names=doctor.QUICK_PACKAGES) if options.checks_packages else ()),
     ]
     if errors := [finding for finding in findings if finding.status == "error"]:

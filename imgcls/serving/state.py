@@ -156,10 +156,15 @@ class StateFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.mark_file.touch()
 
+    @property
+    def is_deep(self) -> bool:
+        """Whether the sockets of a temporary folder in here would have too long a path."""
+        return len(os.fsencode(self.path / "tmp")) > LONGEST_TEMPORARY_PATH_BYTES
+
     def make_temporary(self) -> Path:
         """Makes the server's own temporary folder: in the state folder, or a short path where that one is too deep."""
         inside = self.path / "tmp"
-        if len(os.fsencode(inside)) > LONGEST_TEMPORARY_PATH_BYTES:
+        if self.is_deep:
             return Path(tempfile.mkdtemp(prefix="imgcls-"))
         shutil.rmtree(inside, ignore_errors=True)
         inside.mkdir()

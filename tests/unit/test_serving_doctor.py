@@ -2,10 +2,12 @@ import json
 import socket
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from imgcls.archive.contents import read_contents
 from imgcls.serving import doctor
 from imgcls.serving.errors import JavaError
 from imgcls.serving.java import find_java
@@ -121,6 +123,17 @@ def test_gpu_is_missed_only_where_it_is_asked_for(tmp_path: Path, monkeypatch: p
 def test_full_disk_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, status: str) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(free, 0, free))
     assert [finding.status for finding in doctor.check_disk([tmp_path / "not" / "there"])] == [status]
+
+
+@pytest.mark.parametrize(("unpacked", "is_room"), [(900_000_000, True), (1_000_000_000, False)])
+def test_archive_that_cannot_be_unpacked_is_seen_before_torchserve_refuses_it(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch, unpacked: int, is_room: bool
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Usage(0, 0, 1_000_000_000))
+    contents = replace(read_contents(archive), sizes={"weights.safetensors": unpacked})
+    found = doctor.check_unpacking(StateFolder(tmp_path / "state"), contents)
+    assert [finding.status for finding in found] == ([] if is_room else ["error"])
+    assert is_room or "1,000 MB free, and the archive takes 1,000 MB unpacked" in found[0].detail
 
 
 def test_overriding_variables_are_warned_of() -> None:
