@@ -111,7 +111,7 @@ def read_desired(path: Path) -> Desired:
     """
     try:
         fields = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError) as err:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: a date that is none
         raise UsageError(f"{path}: cannot be read: {' '.join(str(err).split())}") from err
     try:
         desired = Desired.model_validate({} if fields is None else fields)

@@ -23,7 +23,8 @@ KINDS = {
 
 def describe_problem(error: ValidationError, *, root: type[BaseModel], of: str = "of a plan") -> str:
     """Returns what is wrong on one line, such as `shadow.percent is 120; expected 0 to 100`."""
-    problems = [_describe(dict(item), root, of) for item in error.errors(include_url=False)]
+    items = [dict(item) for item in error.errors(include_url=False)]
+    problems = [_describe(item, root, of) for item in items if not _is_consequence(item, items)]
     more = [f"{len(problems) - SHOWN} more problems"] if len(problems) > SHOWN else []
     return ". ".join(problems[:SHOWN] + more)
 
@@ -51,6 +52,12 @@ def find_field(root: type[BaseModel], loc: Sequence[int | str]) -> FieldInfo | N
     return field
 
 
+def _is_consequence(item: dict[str, Any], items: Sequence[dict[str, Any]]) -> bool:
+    """Tells whether a list is too short only for its wrong entries, which pydantic does not count."""
+    loc = item["loc"]
+    return item["type"] == "too_short" and any(each["loc"][: len(loc)] == loc for each in items if each is not item)
+
+
 def _describe(item: dict[str, Any], root: type[BaseModel], of: str) -> str:
     loc, kind, context = item["loc"], item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
@@ -62,7 +69,7 @@ def _describe(item: dict[str, Any], root: type[BaseModel], of: str) -> str:
         return f"{path} is {_show(context['got'])}; {item['msg']}"
     if kind == "missing":
         return f"{_path(loc)} is missing; expected {_expected(item, find_field(root, loc))}"
-    return f"{_path(loc)} is {_show(item['input'])}; expected {_expected(item, find_field(root, loc))}"
+    return f"{_path(loc) or 'it'} is {_show(item['input'])}; expected {_expected(item, find_field(root, loc))}"
 
 
 def _describe_unknown(loc: Sequence[int | str], known: Sequence[str], of: str) -> str:
@@ -84,7 +91,7 @@ def _expected(item: dict[str, Any], field: FieldInfo | None) -> str:
     if item["type"] == "string_pattern_mismatch":
         return "an http or https address"
     if item["type"] == "too_short":
-        return "a command and its arguments"
+        return "a command and its arguments" if item["loc"][-1] == "exec" else "at least one entry"
     kind = item["type"].split("_")[0]
     bounds = _describe_bounds(field)
     if kind in ("greater", "less", "float", "int", "missing", "finite") and bounds:

@@ -58,7 +58,11 @@ ONE = "models: [{name: m, versions: [{version: '1', archive: m.mar"
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("models: []", "models"),
+        ("models: []", "models is a list; expected at least one entry"),
+        ("[1]", "desired.yaml: it is a list; expected a section of keys"),
+        ("models: [" + "[" * 3000, "cannot be read"),
+        (ONE.replace("'1'", "2026-02-30") + "}]}]", "cannot be read: day is out of range"),
+        ("models: [{name: m, versions: [{version: 1.0, archive: m.mar}]}]", "expected a text"),
         ("{}", "models is missing"),
         (ONE + ", wieght: 100}]}]", "models[0].versions[0].wieght is no key here; meant weight?"),
         (ONE + ", weight: 40}]}]", "m has weights of 40 together; expected 100"),
@@ -76,6 +80,7 @@ def test_wrong_file_is_one_line_that_names_the_key(tmp_path: Path, text: str, wo
         read_desired(path)
     said = str(caught.value)
     assert said.startswith(f"{path}: ") and words in said and "\n" not in said
+    assert "command" not in said
 
 
 def test_archives_are_meant_from_the_files_folder_and_a_lone_version_gets_all_requests(tmp_path: Path) -> None:
