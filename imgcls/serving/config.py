@@ -97,6 +97,11 @@ def merge_config(config: Mapping[str, str], overlay: Overlay, *, folder: Path) -
     return merged
 
 
+def is_whole(text: str) -> bool:
+    """Tells whether a value is a whole number without a sign, as Java reads it."""
+    return text.isascii() and text.isdigit()
+
+
 def write_config(path: Path, config: Mapping[str, str]) -> None:
     """Writes a properties file, keys sorted; a backslash is escaped, as Java's reader wants it."""
     lines = [f"{key}={_escape(value)}\n" for key, value in sorted(config.items())]
@@ -104,18 +109,18 @@ def write_config(path: Path, config: Mapping[str, str]) -> None:
 
 
 def _port_of_address(key: str, address: str) -> int:
-    parts = urlsplit(address)
-    if parts.scheme not in ("http", "https"):
-        raise ConfigError(f"{key} is {address!r}; imgcls serve wants http://HOST:PORT or https://HOST:PORT")
     try:
+        parts = urlsplit(address)
         port = parts.port
     except ValueError as err:
         raise ConfigError(f"{key} is {address!r}; {err}") from err
+    if parts.scheme not in ("http", "https"):
+        raise ConfigError(f"{key} is {address!r}; imgcls serve wants http://HOST:PORT or https://HOST:PORT")
     return port or (443 if parts.scheme == "https" else 80)
 
 
 def _parse_port(key: str, text: str) -> int:
-    if not text.isdigit() or not 0 < int(text) < 65536:
+    if not is_whole(text) or not 0 < int(text) < 65536:
         raise ConfigError(f"{key} is {text!r}; expected a port from 1 to 65535")
     return int(text)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from imgcls.errors import ArchiveError, ServingError, UsageError
-from imgcls.serving.config import ports_of, read_config
+from imgcls.serving.config import is_whole, ports_of, read_config
 from imgcls.serving.environment import JVM_VARIABLES, overriding_variables
 from imgcls.serving.errors import ConfigError, JavaError
 from imgcls.serving.java import find_java, read_version
@@ -183,7 +183,7 @@ def check_archive(archive: Path) -> list[Finding]:
 def check_request_size(config: Mapping[str, str], archive: Path) -> list[Finding]:
     """Does the server accept requests as large as the archive's golden inputs, which `imgcls serve` sends?"""
     text = config.get("max_request_size", str(DEFAULT_REQUEST_BYTES))
-    if not text.isdigit():
+    if not is_whole(text):
         return [Finding("request size", "error", f"max_request_size is {text!r}", "write a number of bytes")]
     try:
         from imgcls.archive.golden import read_golden
@@ -252,7 +252,7 @@ def check_state(folder: StateFolder) -> tuple[list[Finding], bool]:
 def check_gpus(config: Mapping[str, str], model_config: Mapping[str, Any]) -> list[Finding]:
     """Is there a GPU driver where a GPU is asked for? TorchServe counts GPUs with nvidia-smi."""
     wanted = config.get("number_of_gpu", "")
-    asked = (wanted.isdigit() and int(wanted) > 0) or str(model_config.get("deviceType", "")).lower() == "gpu"
+    asked = (is_whole(wanted) and int(wanted) > 0) or str(model_config.get("deviceType", "")).lower() == "gpu"
     gpus = _list_gpus()
     if gpus:
         return [Finding("gpu", "ok", f"{len(gpus)} found by nvidia-smi: {', '.join(gpus)}")]

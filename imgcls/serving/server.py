@@ -77,7 +77,8 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
     with folder.lock():
         _refuse_second_server(folder)
         java = find_java(options.java)
-        ports = configuration.ports_of(config) if options.port is None else ports_from(options.port)
+        named = configuration.ports_of(config)  # also where others are asked for: it checks the addresses
+        ports = named if options.port is None else ports_from(options.port)
         _check_before(options, config=config, contents=contents, ports=ports, on_progress=on_progress)
         folder.prepare()
         config = _write_configuration(options, folder=folder, config=config, ports=ports)

@@ -20,6 +20,7 @@ from typing import Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from imgcls.errors import ServingError, UsageError
 from imgcls.files import write_atomic
@@ -171,8 +172,16 @@ class StateFolder:
         return inside
 
     def write(self, state: ServerState) -> None:
-        """Writes state.json."""
-        write_atomic(self.state_file, state.model_dump_json(indent=2) + "\n")
+        """Writes state.json.
+
+        Raises:
+            ServingError: a path in it is no text.
+        """
+        try:
+            text = state.model_dump_json(indent=2)
+        except PydanticSerializationError as err:
+            raise ServingError(f"{self.path}, or the archive's path, is not UTF-8; serve with other names") from err
+        write_atomic(self.state_file, text + "\n")
 
     def read(self) -> ServerState | None:
         """Returns the recorded server, whether or not it is alive; None when there is none.

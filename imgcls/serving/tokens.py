@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import requests
 
@@ -89,14 +90,17 @@ def current_tokens(path: Path, *, management_url: str) -> Tokens:
     return tokens
 
 
-def _parse(fields: dict[str, str]) -> Token:
-    expires = fields.get("expiration time")
-    return Token(key=fields["key"], expires=_parse_time(expires) if expires else None)
+def _parse(fields: Any) -> Token:
+    key, expires = fields["key"], fields.get("expiration time")
+    if not (isinstance(key, str) and key.isascii() and key.isprintable()):  # or it could be no header
+        raise ValueError("a key is no text, or holds odd characters")
+    return Token(key=key, expires=_parse_time(expires) if expires else None)
 
 
 def _parse_time(text: str) -> datetime:
     # Java writes nanoseconds, and years of five digits where the lifetime is set very high.
     try:
-        return datetime.fromisoformat(text)
+        time = datetime.fromisoformat(text)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
     except ValueError:
         return datetime.max.replace(tzinfo=UTC)

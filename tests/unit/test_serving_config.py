@@ -38,7 +38,13 @@ def test_ports_come_from_addresses_or_torchserves_defaults() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [{"inference_address": "unix:/tmp/x"}, {"inference_address": "http://h:99999"}, {"grpc_inference_port": "x"}],
+    [
+        {"inference_address": "unix:/tmp/x"},
+        {"inference_address": "http://h:99999"},
+        {"inference_address": "http://[::1:8080"},
+        {"grpc_inference_port": "x"},
+        {"grpc_inference_port": "²"},
+    ],
 )
 def test_address_that_cannot_be_served_is_refused(config: dict[str, str]) -> None:
     with pytest.raises(ConfigError):

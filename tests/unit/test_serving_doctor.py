@@ -92,7 +92,9 @@ def test_golden_input_that_is_larger_than_a_request_may_be_is_warned_of(archive:
     (finding,) = doctor.check_request_size({"max_request_size": "10"}, archive)
     assert finding.status == "warning" and "golden input 0.png" in finding.detail and "max_request_size" in finding.fix
     assert [finding.status for finding in doctor.check_request_size({}, archive)] == ["ok"]
-    assert [finding.status for finding in doctor.check_request_size({"max_request_size": "x"}, archive)] == ["error"]
+    for text in ("x", "²"):
+        found = doctor.check_request_size({"max_request_size": text}, archive)
+        assert [finding.status for finding in found] == ["error"]
 
 
 def test_state_folder_of_someone_else_is_seen(tmp_path: Path) -> None:

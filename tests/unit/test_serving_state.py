@@ -8,7 +8,7 @@ import pytest
 from imgcls.errors import ServingError, UsageError
 from imgcls.serving import server
 from imgcls.serving.environment import serving_environment
-from imgcls.serving.errors import AlreadyRunningError, NotReadyError, NotRunningError
+from imgcls.serving.errors import AlreadyRunningError, ConfigError, NotReadyError, NotRunningError
 from imgcls.serving.ports import ports_from
 from imgcls.serving.state import LONGEST_TEMPORARY_PATH_BYTES, ServerState, StateFolder, find_process, read_start
 from imgcls.serving.tokens import Token, read_tokens
@@ -35,6 +35,13 @@ def test_state_is_read_as_it_was_written(tmp_path: Path) -> None:
     state = make_state(tmp_path / "tmp", pid=1, created_s=2.5)
     folder.write(state)
     assert folder.read() == state
+
+
+def test_path_that_is_no_text_is_one_clear_error(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path)
+    with pytest.raises(ServingError, match="is not UTF-8; serve with other names"):
+        folder.write(make_state(tmp_path / os.fsdecode(b"\xff"), pid=1, created_s=0))
+    assert not list(tmp_path.iterdir())
 
 
 def test_pid_that_another_process_got_is_not_the_server(tmp_path: Path) -> None:
@@ -106,6 +113,13 @@ def test_configuration_in_the_state_folder_is_not_overwritten(tmp_path: Path, ar
     assert folder.config_file.read_text() == "inference_address=http://127.0.0.1:9000\n"
 
 
+def test_address_that_cannot_be_served_is_refused_also_where_ports_are_chosen(tmp_path: Path, archive: Path) -> None:
+    (tmp_path / "config.properties").write_text("management_address=unix:/tmp/x\n")
+    options = server.ServeOptions(archive, tmp_path / "config.properties", tmp_path / "state", port=0)
+    with pytest.raises(ConfigError, match="imgcls serve wants http://HOST:PORT"):
+        server.start(options)
+
+
 @pytest.mark.parametrize(
     ("console", "reason"),
     [
@@ -170,7 +184,7 @@ def test_tokens_are_read_with_their_expiry(tmp_path: Path) -> None:
     path = tmp_path / "key_file.json"
     path.write_text(
         '{"management": {"key": "m", "expiration time": "3026-03-26T07:48:40.931949756Z"},'
-        ' "inference": {"key": "i", "expiration time": "2020-03-26T07:48:40Z"}, "API": {"key": "a"}}'
+        ' "inference": {"key": "i", "expiration time": "2020-03-26T07:48:40"}, "API": {"key": "a"}}'
     )
     tokens = read_tokens(path)
     assert [tokens.management.key, tokens.inference.key, tokens.api.key] == ["m", "i", "a"]
@@ -178,7 +192,20 @@ def test_tokens_are_read_with_their_expiry(tmp_path: Path) -> None:
     assert not Token("k", datetime.now(UTC) + timedelta(minutes=1)).is_expired
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "{}",
+            "[]",
+            '{"inference": 1}',
+            '{"inference": {"key": 1}, "management": {"key": "m"}, "API": {"key": "a"}}',
+        ),
+        '{"inference": {"key": "i\\n"}, "management": {"key": "m"}, "API": {"key": "a"}}',
+        '{"inference": {"key": "\u043a"}, "management": {"key": "m"}, "API": {"key": "a"}}',
+    ],
+)
 def test_broken_key_file_is_one_clear_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "key_file.json"
     path.write_text(text)
