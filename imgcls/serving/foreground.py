@@ -83,10 +83,9 @@ def follow(state: ServerState, folder: StateFolder, *, write: Callable[[str], No
     offset = logs.size_of(folder.model_log)
     try:
         while True:
-            size = logs.size_of(folder.model_log)
-            for line in logs.read_lines(folder.model_log, offset=offset) if size != offset else ():
+            lines, offset = logs.read_on(folder.model_log, offset=offset)
+            for line in lines:
                 write(line)
-            offset = size
             check_alive(state, folder)
             time.sleep(POLL_S)
     finally:

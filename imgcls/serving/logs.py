@@ -4,6 +4,7 @@ TorchServe's own configuration writes each line to the console too, and five lin
 rolling files only, and drops the lines that every request repeats.
 """
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,6 +197,19 @@ def read_lines(path: Path, *, offset: int = 0) -> list[str]:
     with path.open("rb") as file:
         file.seek(offset if offset <= size_of(path) else 0)
         return file.read().decode(errors="replace").splitlines()
+
+
+def read_on(path: Path, *, offset: int) -> tuple[list[str], int]:
+    """Returns the whole lines of a log from `offset` bytes on, and where to read on: each line once, while it grows."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = file.seek(offset if offset <= size else 0)  # rolled since
+            new = file.read()
+    except FileNotFoundError:
+        return [], 0
+    whole = new[: new.rfind(b"\n") + 1]
+    return whole.decode(errors="replace").splitlines(), start + len(whole)
 
 
 def _is_of(line: str, version: str) -> bool:

@@ -117,6 +117,20 @@ def test_rolled_log_is_read_from_its_start(folder: StateFolder) -> None:
     assert logs.read_lines(folder.model_log, offset=500) == ["a"]
 
 
+def test_line_of_a_growing_log_is_shown_once_and_whole(folder: StateFolder) -> None:
+    assert logs.read_on(folder.model_log, offset=7) == ([], 0)
+    folder.model_log.write_text("a\nhalf")
+    lines, offset = logs.read_on(folder.model_log, offset=0)
+    assert lines == ["a"]
+    with folder.model_log.open("a") as log:
+        log.write(" more\nb\n")
+    lines, offset = logs.read_on(folder.model_log, offset=offset)
+    assert lines == ["half more", "b"]
+    assert logs.read_on(folder.model_log, offset=offset) == ([], offset)
+    folder.model_log.write_text("new\n")
+    assert logs.read_on(folder.model_log, offset=offset) == (["new"], 4)
+
+
 def test_log_configuration_is_well_formed() -> None:
     root = ElementTree.fromstring(logs.log4j_config())
     appenders = {element.get("name") for element in root.iter("RollingFile")}
