@@ -78,11 +78,14 @@ def serve(
 
     It is ready once all its workers run and the archive's golden inputs are answered right.
     """
+    from imgcls.serving.capacity import refuse_workers
     from imgcls.serving.foreground import StopRequestedError
     from imgcls.serving.foreground import serve as serve_archive
     from imgcls.serving.server import ServeOptions
     from imgcls.serving.state import StateFolder
 
+    if workers is not None:
+        refuse_workers(workers, what="--workers")
     folder = StateFolder(state)
     options = ServeOptions(
         archive=archive,
@@ -161,11 +164,13 @@ def scale(
     A worker that is taken away drops its batch in flight; behind a gateway, it is drained before. The threads of each
     worker stay as they were at start.
     """
+    from imgcls.serving.capacity import refuse_workers
     from imgcls.serving.server import scale as scale_server
     from imgcls.serving.state import StateFolder
 
     if auto == (workers is not None):
         raise UsageError("expected a number of workers, or --auto, and not both")
+    refuse_workers(most if workers is None else workers, what="--max" if workers is None else "the number of workers")
     if (gateway := gateway_of(state)) is not None:
         bounds = (fewest, most)
         scale_gateway(gateway, workers, name=name, version=version, bounds=bounds, timeout_s=timeout_s, cuts_off=force)

@@ -15,6 +15,7 @@ from imgcls.gateway.settings import Settings
 from imgcls.gateway.store import Store, Stored
 from imgcls.gateway.table import WHOLE, Autoscale, Model, Percent, Table, Version
 from imgcls.rollout.plan_problems import describe_problem
+from imgcls.serving.capacity import refuse_workers
 
 Text = Annotated[str, Field(min_length=1, strict=True)]
 Count = Annotated[int, Field(ge=1, le=1000, strict=True)]
@@ -85,7 +86,7 @@ class Desired(_Section):
         """Checks what only the gateway's own settings can tell.
 
         Raises:
-            UsageError: a server is not there, or a version could never have its min_ready workers.
+            UsageError: a server is not there, or a version could never have its workers or its min_ready.
         """
         used = {name for model in self.models for row in model.versions for name in row.servers or servers}
         if idle := [name for name in servers if name not in used]:
@@ -96,6 +97,9 @@ class Desired(_Section):
                 unknown = [name for name in row.servers or () if name not in servers]
                 if unknown:
                     raise UsageError(f"{where}: servers names {unknown[0]}; expected some of {', '.join(servers)}")
+                bounds = {"workers": row.workers, "autoscale.max": row.autoscale.max if row.autoscale else 0}
+                for key, count in bounds.items():
+                    refuse_workers(count, what=f"{where}: {key}")
                 most = row.workers * len(row.servers or servers)
                 if row.min_ready > most:
                     raise UsageError(f"{where}: min_ready is {row.min_ready}; expected at most its {most} workers")

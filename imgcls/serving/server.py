@@ -26,6 +26,7 @@ from imgcls.files import write_atomic
 from imgcls.serving import config as configuration
 from imgcls.serving import doctor, logs, processes
 from imgcls.serving.access import inference_client, management_client
+from imgcls.serving.capacity import refuse_workers
 from imgcls.serving.environment import serving_environment
 from imgcls.serving.errors import AlreadyRunningError, NotReadyError, PreflightError
 from imgcls.serving.java import find_java
@@ -64,7 +65,8 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
 
     Raises:
         ArchiveError: the archive cannot be served, or is not what the trust file demands.
-        UsageError: the trust file cannot be used; the state folder is not ours, or would overwrite the configuration.
+        UsageError: the trust file cannot be used; the state folder is not ours, or would overwrite the configuration;
+            the archive wants more workers than could be.
         ServingError: what stands in the way, or why it did not become ready; nothing is left running then.
     """
     folder = StateFolder(options.state)
@@ -74,6 +76,9 @@ def start(options: ServeOptions, *, on_progress: Callable[[str], None] = lambda 
     trust = check_before_start(options.archive, find_trust_file(options.trust, config=options.config))
     config = configuration.read_config(options.config)
     _refuse_own_config(options.config, folder)
+    packed = contents.model_config.get("minWorkers")
+    if options.workers is None and isinstance(packed, int):  # --workers stands over it
+        refuse_workers(packed, what=f"{options.archive}: minWorkers")
     with folder.lock():
         _refuse_second_server(folder)
         java = find_java(options.java)

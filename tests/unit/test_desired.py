@@ -1,6 +1,7 @@
 """What a wish says, what it lacks, and the tables that lead from one to the other."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -98,6 +99,22 @@ def test_archives_are_meant_from_the_files_folder_and_a_lone_version_gets_all_re
     ],
 )
 def test_what_the_servers_cannot_give_is_refused(tmp_path: Path, changes: str, words: str) -> None:
+    path = write(tmp_path, ONE + changes + "}]}]")
+    with pytest.raises(UsageError, match=words):
+        read_desired(path).check_servers(SERVERS, file=path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (", workers: 9", r"m 1: workers is 9; expected at most 8, as each .* 2\.0 GB"),
+        (", autoscale: {min: 1, max: 9}", r"m 1: autoscale\.max is 9; expected at most 8"),
+    ],
+)
+def test_workers_that_no_memory_could_hold_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: str, words: str
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2_000_000_000))
     path = write(tmp_path, ONE + changes + "}]}]")
     with pytest.raises(UsageError, match=words):
         read_desired(path).check_servers(SERVERS, file=path)

@@ -1,11 +1,15 @@
 import inspect
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from imgcls.cli import doctor, predict, serving
+from imgcls.errors import UsageError
+from imgcls.serving.capacity import refuse_workers
 from imgcls.serving.ports import ports_from
 from imgcls.serving.state import ServerState, StateFolder
 
@@ -23,6 +27,29 @@ COMMANDS = (
 def test_first_line_of_help_is_short_and_in_the_third_person(command: object) -> None:
     first, _, rest = (inspect.getdoc(command) or "").partition("\n")
     assert len(first) < 60 and first.split()[0].endswith("s") and not rest.strip("\n").startswith(first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("serve", "no.mar", "--workers", "9"), "--workers is 9; expected at most 8"),
+        (("scale", "2000"), "the number of workers is 2000; expected at most 8"),
+        (("scale", "--auto", "--max", "9"), "--max is 9; expected at most 8"),
+    ],
+)
+def test_workers_that_no_memory_could_hold_are_refused(
+    tmp_path: Path, command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, arguments, words: str
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2_000_000_000))
+    status, _, err = command(*arguments, "--state", tmp_path / "state")
+    assert status == 2 and words in err and err.count("\n") == 1
+
+
+def test_memory_is_a_containers_where_it_has_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("500000000\n")
+    refuse_workers(2, what="--workers", cgroup=tmp_path)
+    with pytest.raises(UsageError, match="expected at most 2"):
+        refuse_workers(3, what="--workers", cgroup=tmp_path)
 
 
 def test_printed_commands_quote_a_path_with_spaces_and_quotes(tmp_path: Path) -> None:

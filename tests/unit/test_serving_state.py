@@ -1,6 +1,7 @@
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -111,6 +112,16 @@ def test_configuration_in_the_state_folder_is_not_overwritten(tmp_path: Path, ar
     with pytest.raises(UsageError, match="each start would overwrite this file"):
         server.start(options)
     assert folder.config_file.read_text() == "inference_address=http://127.0.0.1:9000\n"
+
+
+def test_archive_that_wants_more_workers_than_could_be_is_refused(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=300_000_000))
+    (tmp_path / "config.properties").touch()
+    options = server.ServeOptions(archive, tmp_path / "config.properties", tmp_path / "state", port=0)
+    with pytest.raises(UsageError, match=r"colors\.mar: minWorkers is 2; expected at most 1"):
+        server.start(options)
 
 
 def test_address_that_cannot_be_served_is_refused_also_where_ports_are_chosen(tmp_path: Path, archive: Path) -> None:
