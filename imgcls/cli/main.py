@@ -3,6 +3,7 @@
 0 done · 1 failed or refused · 2 usage
 """
 
+import io
 import os
 import signal
 import sys
@@ -78,6 +79,8 @@ def main() -> None:
     """Runs the command line."""
     forget_answers()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files are removed
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a label or a file's name may not be in the encoding
     try:
         app()
     except BrokenPipeError:  # the reader of a pipe went away, as `| head` does

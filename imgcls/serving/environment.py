@@ -50,5 +50,7 @@ def serving_environment(
         kept[STORE_VARIABLE] = str(store)
     if gpus is not None:
         kept["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
+    if kept.get("LC_ALL") in ("C", "POSIX"):
+        kept["LC_ALL"] = "C.UTF-8"  # Java opens no path beyond ASCII otherwise
     kept["ORT_DISABLE_TELEMETRY"] = "1"  # TorchServe's base handler imports onnxruntime, which would report home
     return kept | {"TMPDIR": str(temporary), "TEMP": str(temporary), "PYTHONUNBUFFERED": "1"}

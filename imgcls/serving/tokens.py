@@ -49,6 +49,11 @@ def read_tokens(path: Path) -> Tokens:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         return Tokens(*(_parse(fields[kind]) for kind in ("inference", "management", "API")))
+    except FileNotFoundError as err:
+        raise ServingError(
+            f"{path}: there are no tokens yet; TorchServe writes them as it starts. Where it has run for long, stop it "
+            "and start it again"
+        ) from err
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise ServingError(f"{path}: the tokens cannot be read ({err!r}); stop the server and start it again") from err
 

@@ -1,6 +1,8 @@
 """`imgcls predict`, with a client that answers from memory."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from imgcls.cli.main import app
+from imgcls.cli.main import app, main
 from imgcls.client import Client, Prediction, RankedClass
 from imgcls.client.errors import ConnectionFailedError
 from imgcls.client.files import IMAGE_SUFFIXES
@@ -59,6 +61,23 @@ def test_json_holds_what_was_answered_before_the_connection_broke(tmp_path: Path
     assert isinstance(result.exception, ConnectionFailedError)
     (answer,) = json.loads(result.stdout)
     assert (answer["file"], answer["predictions"][0]["label"]) == (str(tmp_path / "1.png"), "three")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_name_that_the_terminal_cannot_show_stops_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    names = [os.fsdecode(b"\xff.png"), "\u732b.png"]
+    for name in names:
+        (tmp_path / name).write_text("cat")
+    shown = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
+    monkeypatch.setattr("sys.stdout", shown)
+    monkeypatch.setattr("sys.argv", ["imgcls", "predict", *(str(tmp_path / name) for name in names), *URL])
+    monkeypatch.setattr("signal.signal", lambda number, action: None)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert shown.buffer.getvalue().count(b".png: cat 1.0000\n") == 2
 
 
 def test_light_install_is_told_to_name_the_server(tmp_path: Path) -> None:

@@ -187,6 +187,11 @@ def test_environment_cannot_override_the_configuration(tmp_path: Path) -> None:
     assert set(environment) == {"HOME", "TMPDIR", "TEMP", "PYTHONUNBUFFERED", "ORT_DISABLE_TELEMETRY"}
 
 
+@pytest.mark.parametrize(("given", "kept"), [("C", "C.UTF-8"), ("POSIX", "C.UTF-8"), ("de_DE.UTF-8", "de_DE.UTF-8")])
+def test_java_can_open_paths_beyond_ascii(tmp_path: Path, given: str, kept: str) -> None:
+    assert serving_environment({"LC_ALL": given}, temporary=tmp_path)["LC_ALL"] == kept
+
+
 def test_workers_are_told_how_many_share_the_cores(tmp_path: Path) -> None:
     assert serving_environment({"IMGCLS_WORKERS": "7"}, temporary=tmp_path, workers=2)["IMGCLS_WORKERS"] == "2"
 
@@ -222,6 +227,11 @@ def test_broken_key_file_is_one_clear_error(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(ServingError, match="tokens cannot be read"):
         read_tokens(path)
+
+
+def test_server_that_is_starting_is_not_said_to_be_broken(tmp_path: Path) -> None:
+    with pytest.raises(ServingError, match="there are no tokens yet; TorchServe writes them as it starts"):
+        read_tokens(tmp_path / "key_file.json")
 
 
 def test_only_one_start_at_a_time_in_a_state_folder(tmp_path: Path) -> None:
