@@ -2,12 +2,9 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -15,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from imgcls.data.images import ImageSet, Problem
 from imgcls.data.pixels import Crop, PixelDataset, PixelSet, drop_unreadable, estimate_bytes, load_pixels
 from imgcls.errors import UsageError
+from imgcls.memory import measure_free_bytes
 from imgcls.training.augment import Transform, make_crop, make_transform
 from imgcls.training.balance import draw_balanced
 from imgcls.training.config import TrainConfig
@@ -24,7 +22,6 @@ from imgcls.training.randomness import Draw, drawing_at, generator_at
 from model.spec import ModelSpec
 
 MEMORY_PART = 0.4  # of the memory that is free: a split larger than this is decoded on demand
-CGROUP = Path("/sys/fs/cgroup")  # of a container, where its limits stand
 STATISTICS_IMAGES = 2_000
 VALIDATION_BATCH = 256
 
@@ -172,7 +169,7 @@ def open_batches(
         )
     data: PixelSet | PixelDataset
     crop = make_crop(config) if shuffle else None
-    if crop is None and estimate_bytes(images, spec) <= MEMORY_PART * measure_free_bytes():
+    if crop is None and estimate_bytes(images, spec) <= MEMORY_PART * measure_own_bytes():
         data = load_pixels(images, spec, strict=config.strict, workers=config.workers)
         problems = data.problems
     else:
@@ -198,18 +195,9 @@ def open_batches(
     return batches, problems
 
 
-def measure_free_bytes() -> int:
-    """Returns the memory that this process may take: of the machine's or its container's, its part.
-
-    torchrun's processes on a machine share it. Files that a container keeps in memory make way, so they count as free.
-    """
-    free = psutil.virtual_memory().available
-    with suppress(OSError, ValueError):  # no container, no limit ("max"), or cgroups of version 1
-        limit = int((CGROUP / "memory.max").read_text())
-        rows = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        used = int((CGROUP / "memory.current").read_text()) - int(rows.get("inactive_file", 0))
-        free = min(free, max(0, limit - used))
-    return free // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def measure_own_bytes() -> int:
+    """Returns the memory that this process may take: its part, as torchrun's processes on a machine share it."""
+    return measure_free_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def choose_least_part(network: nn.Module, config: TrainConfig, world: World) -> int:

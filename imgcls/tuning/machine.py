@@ -10,12 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from imgcls.memory import count_memory_bytes, measure_free_bytes
 from model.cores import count_cores
 
 PACKAGES = ("imgcls", "torchserve", "torch", "onnxruntime", "openvino", "k6")
-CGROUP = Path("/sys/fs/cgroup")
 INSTRUCTIONS = {  # as /proc/cpuinfo has them, the fastest at int8 first
     "amx_int8": "AMX",
     "avx512_vnni": "AVX-512 VNNI",
@@ -40,17 +38,13 @@ class Machine:
     time: str  # UTC
 
 
-def describe_machine(*, cgroup: Path = CGROUP) -> Machine:
+def describe_machine() -> Machine:
     """Looks at this machine; held to the container's limits (cgroup v2)."""
-    memory = psutil.virtual_memory()
-    limit_bytes = _read_number(cgroup / "memory.max") or memory.total
-    # Of what the container is counted as using, the cache of files that were read is given back when memory is wanted.
-    used_bytes = max(0, (_read_number(cgroup / "memory.current") or 0) - _read_cache_bytes(cgroup / "memory.stat"))
     return Machine(
         cores=count_cores(),
         processor=find_processor(),
-        memory_bytes=min(memory.total, limit_bytes),
-        available_bytes=min(memory.available, max(0, limit_bytes - used_bytes)),
+        memory_bytes=count_memory_bytes(),
+        available_bytes=measure_free_bytes(),
         gpus=tuple(_list_gpus()),
         system=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         load_before=round(os.getloadavg()[0], 2),
@@ -98,18 +92,3 @@ def _list_packages() -> list[tuple[str, str]]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _read_cache_bytes(path: Path) -> int:
-    try:
-        fields = dict(line.split() for line in path.read_text().splitlines())
-        return int(fields.get("inactive_file", 0))
-    except (OSError, ValueError):
-        return 0
-
-
-def _read_number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):  # no cgroup v2, or "max": no limit
-        return None

@@ -107,8 +107,8 @@ def test_what_the_servers_cannot_give_is_refused(tmp_path: Path, changes: str, w
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (", workers: 9", r"m 1: workers is 9; expected at most 8, as each .* 2\.0 GB"),
-        (", autoscale: {min: 1, max: 9}", r"m 1: autoscale\.max is 9; expected at most 8"),
+        (", workers: 14", r"m 1: workers is 14; expected at most 13, as each .* 2\.0 GB"),
+        (", autoscale: {min: 1, max: 14}", r"m 1: autoscale\.max is 14; expected at most 13"),
     ],
 )
 def test_workers_that_no_memory_could_hold_are_refused(

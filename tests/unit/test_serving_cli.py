@@ -32,9 +32,9 @@ def test_first_line_of_help_is_short_and_in_the_third_person(command: object) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("serve", "no.mar", "--workers", "9"), "--workers is 9; expected at most 8"),
-        (("scale", "2000"), "the number of workers is 2000; expected at most 8"),
-        (("scale", "--auto", "--max", "9"), "--max is 9; expected at most 8"),
+        (("serve", "no.mar", "--workers", "14"), "--workers is 14; expected at most 13"),
+        (("scale", "2000"), "the number of workers is 2000; expected at most 13"),
+        (("scale", "--auto", "--max", "14"), "--max is 14; expected at most 13"),
     ],
 )
 def test_workers_that_no_memory_could_hold_are_refused(
@@ -45,11 +45,12 @@ def test_workers_that_no_memory_could_hold_are_refused(
     assert status == 2 and words in err and err.count("\n") == 1
 
 
-def test_memory_is_a_containers_where_it_has_a_limit(tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text("500000000\n")
-    refuse_workers(2, what="--workers", cgroup=tmp_path)
+def test_memory_is_a_containers_where_it_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text("300000000\n")
+    monkeypatch.setattr("imgcls.memory.CGROUP", tmp_path)
+    refuse_workers(2, what="--workers")
     with pytest.raises(UsageError, match="expected at most 2"):
-        refuse_workers(3, what="--workers", cgroup=tmp_path)
+        refuse_workers(3, what="--workers")
 
 
 def test_printed_commands_quote_a_path_with_spaces_and_quotes(tmp_path: Path) -> None:

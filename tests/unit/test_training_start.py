@@ -13,8 +13,8 @@ from timm.models import adapt_input_conv
 
 from imgcls.data.sources import open_source
 from imgcls.errors import RunError, UsageError
-from imgcls.training import batches, lr_finder
-from imgcls.training.batches import measure_free_bytes, open_batches
+from imgcls.training import lr_finder
+from imgcls.training.batches import measure_own_bytes, open_batches
 from imgcls.training.config import read_config
 from imgcls.training.distributed import World
 from imgcls.training.start import start_network, with_statistics
@@ -101,25 +101,25 @@ def write_cgroup(folder: Path, *, limit: str) -> None:
 
 
 def test_memory_is_that_of_the_container_shared_by_the_processes_on_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(batches.psutil, "virtual_memory", lambda: SimpleNamespace(available=9000))
-    monkeypatch.setattr(batches, "CGROUP", tmp_path)
-    assert measure_free_bytes() == 9000
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=9000))
+    monkeypatch.setattr("imgcls.memory.CGROUP", tmp_path)
+    assert measure_own_bytes() == 9000
     write_cgroup(tmp_path, limit="max")
-    assert measure_free_bytes() == 9000
+    assert measure_own_bytes() == 9000
     write_cgroup(tmp_path, limit="100000")
-    assert measure_free_bytes() == 9000
+    assert measure_own_bytes() == 9000
     write_cgroup(tmp_path, limit="1500")
-    assert measure_free_bytes() == 1000
+    assert measure_own_bytes() == 1000
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert measure_free_bytes() == 250
+    assert measure_own_bytes() == 250
     write_cgroup(tmp_path, limit="300")
-    assert measure_free_bytes() == 0
+    assert measure_own_bytes() == 0
 
 
 def test_a_split_larger_than_the_containers_memory_is_decoded_on_demand(tmp_path, photos, monkeypatch):
     images = open_source(str(photos)).splits["train"]
     spec = SPEC.model_copy(update={"channels": 3, "classes": images.classes, "mean": (0.0,) * 3, "std": (1.0,) * 3})
-    monkeypatch.setattr(batches, "CGROUP", tmp_path)
+    monkeypatch.setattr("imgcls.memory.CGROUP", tmp_path)
     kinds = []
     for limit in ("100000000", "1500"):
         write_cgroup(tmp_path, limit=limit)

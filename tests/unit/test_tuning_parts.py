@@ -175,11 +175,14 @@ class TestMachine:
         (tmp_path / "cpuinfo").write_text(text)
         assert find_processor(cpuinfo=tmp_path / "cpuinfo") == expected
 
-    def test_cache_of_files_takes_no_memory_from_the_workers_of_a_container(self, tmp_path: Path):
+    def test_cache_of_files_takes_no_memory_from_the_workers_of_a_container(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
         mb = 1_000_000
         for name, text in {"max": 900 * mb, "current": 800 * mb, "stat": f"anon 1\ninactive_file {700 * mb}"}.items():
             (tmp_path / f"memory.{name}").write_text(f"{text}\n")
-        machine = describe_machine(cgroup=tmp_path)
+        monkeypatch.setattr("imgcls.memory.CGROUP", tmp_path)
+        machine = describe_machine()
         assert (machine.memory_bytes, machine.available_bytes) == (900 * mb, 800 * mb)
 
     def test_a_machine_without_cpuinfo_has_a_name_too(self, tmp_path: Path):
