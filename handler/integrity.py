@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 INTEGRITY_FILE = "MAR-INF/integrity.json"
 SIGNATURE_FILE = "MAR-INF/integrity.json.sig"
@@ -71,7 +71,7 @@ def parse_integrity(data: bytes) -> Integrity:
     """Parses integrity.json.
 
     Raises:
-        IntegrityError: it is not what `dump_integrity` writes, to the byte.
+        IntegrityError: it is not what `dump_integrity` writes, to the byte, or records a path that no build packs.
     """
     try:
         integrity = Integrity(tuple(FileRecord(**entry) for entry in json.loads(data)["files"]))
@@ -82,7 +82,25 @@ def parse_integrity(data: bytes) -> Integrity:
         raise IntegrityError(f"{INTEGRITY_FILE}: cannot be read: {type(err).__name__}") from err
     if not is_sound:
         raise IntegrityError(f"{INTEGRITY_FILE}: is not a record that imgcls wrote; it was changed")
+    for path in paths:
+        if reason := describe_unsafe_path(path):
+            raise IntegrityError(f"{INTEGRITY_FILE}: records a file {path!r}, which {reason}; no build packs that")
     return integrity
+
+
+def describe_unsafe_path(path: str) -> str | None:
+    """Returns why no archive may hold a file of this path, or None.
+
+    It could be written outside the folder that an archive is unpacked into, or would be more than one line of what
+    `sha256sum` prints, so that two trees had one `tree_sha256`.
+    """
+    if "\\" in path or not path.isprintable():
+        return "has a backslash or a control character in its name"
+    if path.startswith("/") or PureWindowsPath(path).drive:
+        return "has an absolute path"
+    if not set(path.split("/")).isdisjoint({"", ".", ".."}):
+        return "has '..', '.' or nothing between the slashes of its path"
+    return None
 
 
 def _is_sound(file: FileRecord) -> bool:

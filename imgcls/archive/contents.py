@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
+from handler.integrity import describe_unsafe_path
 from handler.packed import UNREADABLE_ZIP
 from imgcls.errors import ArchiveError
 from model.errors import SpecError
@@ -192,12 +193,8 @@ def refuse_unsafe(mar: Path, infos: Sequence[zipfile.ZipInfo]) -> None:
 def describe_unsafe(info: zipfile.ZipInfo) -> str | None:
     """Returns why an entry must not be unpacked, or None."""
     name = info.orig_filename  # as it stands in the zip; zipfile cuts `filename` at a NUL
-    if "\\" in name or not name.isprintable():
-        return "has a backslash or a control character in its name"
-    if name.startswith("/") or PureWindowsPath(name).drive:
-        return "has an absolute path"
-    if not set(name.removesuffix("/").split("/")).isdisjoint({"", ".", ".."}):
-        return "has '..', '.' or nothing between the slashes of its path"
+    if reason := describe_unsafe_path(name if name == "/" else name.removesuffix("/")):
+        return reason
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a device"
     return None

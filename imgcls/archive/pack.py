@@ -22,6 +22,7 @@ from handler.integrity import (
     INTEGRITY_FILE,
     FileRecord,
     Integrity,
+    describe_unsafe_path,
     dump_integrity,
     hash_file,
     list_files,
@@ -83,8 +84,14 @@ def record_tree(tree: Path, *, known: Mapping[str, str] | None = None) -> Integr
     Args:
         tree: the staged tree.
         known: the SHA-256 of files that have been hashed already, by path.
+
+    Raises:
+        ArchiveError: a file has a name under which no archive may hold it.
     """
     hashes = known or {}
+    for path in list_files(tree):
+        if reason := describe_unsafe_path(path):
+            raise ArchiveError(f"{path!r} {reason}, so it cannot be packed; rename it in the run directory")
     integrity = make_integrity(
         FileRecord(path, (tree / path).stat().st_size, hashes.get(path) or hash_file(tree / path))
         for path in list_files(tree)

@@ -152,6 +152,11 @@ def spoil_numbers(run: Path) -> None:
             r"golden/1\.png: has more",
         ),
         (lambda run: (run / "golden" / "1.png").write_text("text"), ArchiveError, r"golden/1\.png: the bytes are not"),
+        (
+            lambda run: (run / "golden" / "0.png").rename(run / "golden" / "shot at 3\u202fPM.png"),
+            ArchiveError,
+            r"'golden/shot at 3\\u202fPM\.png' has a backslash or a control character .* rename it in the run",
+        ),
         (lambda run: (run / "train_config.yaml").write_text("- a: ["), ArchiveError, "train_config.yaml: is not what"),
         (
             lambda run: (run / "metrics.json").write_text("{}"),

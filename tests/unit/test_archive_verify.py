@@ -1,3 +1,5 @@
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -11,8 +13,17 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from handler.integrity import INTEGRITY_FILE, SIGNATURE_FILE, IntegrityError, check_tree, hash_file
-from handler.layout import PAGE_BYTES
+from handler.integrity import (
+    INTEGRITY_FILE,
+    SIGNATURE_FILE,
+    FileRecord,
+    IntegrityError,
+    check_tree,
+    dump_integrity,
+    hash_file,
+    make_integrity,
+)
+from handler.layout import PAGE_BYTES, open_layout
 from imgcls.archive.pack import pack_tree, read_build_time, write_manifest
 from imgcls.archive.publish import add_signature
 from imgcls.archive.verify import verify_archive
@@ -296,6 +307,47 @@ def test_a_record_that_makes_no_sense_is_one_line(small: Path, tmp_path: Path, o
     with pytest.raises(ArchiveError, match=r"integrity\.json: ") as caught:
         verify_archive(repack(small, tmp_path / "spoilt.mar", change))
     assert "\n" not in str(caught.value)
+
+
+def pack_files(files: dict[str, bytes], target: Path) -> str:
+    """Packs files as a build would, whatever their paths; returns the tree's hash."""
+    integrity = make_integrity(
+        FileRecord(path, len(content), hashlib.sha256(content).hexdigest()) for path, content in files.items()
+    )
+    record = dump_integrity(integrity)
+    with target.open("xb") as file:
+        layout = open_layout(file, created=read_build_time())
+        with layout.file:
+            for path in integrity.by_path():
+                layout.add(path, io.BytesIO(files[path]), size_bytes=len(files[path]))
+            layout.add(INTEGRITY_FILE, io.BytesIO(record), size_bytes=len(record))
+    return integrity.tree_sha256
+
+
+@pytest.mark.parametrize(
+    "path", ["../up", "a/../b", "/root", "C:/x", "a//b", "./a", "", "folder/", "a\\b", "a\nb", "\x1b[2J"]
+)
+def test_a_path_that_no_build_packs_is_refused_however_well_it_is_packed(small: Path, tmp_path: Path, path: str):
+    with zipfile.ZipFile(small) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if name != INTEGRITY_FILE}
+    pack_files(files, tmp_path / "same.mar")
+    assert (tmp_path / "same.mar").read_bytes() == small.read_bytes()
+    pack_files({**files, path: b"x"}, tmp_path / "odd.mar")
+    with pytest.raises(ArchiveError, match=r"integrity\.json: records a file .* no build packs that") as caught:
+        verify_archive(tmp_path / "odd.mar")
+    assert str(caught.value).isprintable()
+
+
+def test_no_two_archives_that_verify_have_one_tree_hash(small: Path, tmp_path: Path):
+    """A path that holds the line of another file would stand for both, and that file would not be there."""
+    with zipfile.ZipFile(small) as archive:
+        files = {name: archive.read(name) for name in archive.namelist() if name != INTEGRITY_FILE}
+    first, second = sorted(files)[1:3]
+    lost = hashlib.sha256(files.pop(second)).hexdigest()
+    files[f"{first}\n{lost}  {second}"] = files.pop(first)
+    assert pack_files(files, tmp_path / "double.mar") == verify_archive(small).integrity.tree_sha256
+    with pytest.raises(ArchiveError, match="no build packs that"):
+        verify_archive(tmp_path / "double.mar")
 
 
 @pytest.mark.parametrize(
