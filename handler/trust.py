@@ -79,15 +79,18 @@ def read_trust(path: Path | None) -> Trust:
         What it says, its paths resolved.
 
     Raises:
-        TrustError: it cannot be read, holds an unknown key or a wrong value, or names a file that is not there; or the
-            policy is `signed` and nobody is trusted.
+        TrustError: it cannot be read, holds an unknown key, one twice or a wrong value, or names a file that is not
+            there; or the policy is `signed` and nobody is trusted.
     """
     if path is None:
         return DEFAULT_TRUST
     try:
-        fields = yaml.safe_load(path.read_bytes())
+        data = path.read_bytes()
+        fields, repeated = yaml.safe_load(data), _find_repetition(data)
     except (OSError, yaml.YAMLError) as err:
         raise TrustError(f"{path}: the trust file cannot be read: {' '.join(str(err).split())}") from err
+    if repeated:
+        raise TrustError(f"{path}: {repeated} stands in it more than once, of which YAML heeds the last; remove one")
     if not isinstance(fields, dict):
         raise TrustError(f"{path}: is no trust file; expected at least policy: off, hash or signed")
     if fields.get("policy") is False:  # YAML takes a bare off for this
@@ -102,6 +105,13 @@ def read_trust(path: Path | None) -> Trust:
     if trust.policy == "signed" and not (trust.keys or trust.certificates or trust.identities):
         raise TrustError(f"{path}: policy is signed, and nobody is trusted; name keys, certificates or identities")
     return trust
+
+
+def _find_repetition(data: bytes) -> str | None:
+    """Returns a key of the file that stands in it more than once: a line below must not undo a stricter one above."""
+    root = yaml.compose(data, Loader=yaml.SafeLoader)
+    keys = [str(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
+    return next((key for key in keys if keys.count(key) > 1), None)
 
 
 def name_in_environment() -> str | None:

@@ -280,6 +280,8 @@ BAD_FILES = {
     "policy: on": "policy: .*(got True)",
     "policy: sign": "policy: Input should be 'off', 'hash' or 'signed' (got 'sign')",
     "policy: hash\nkey: [release.pub]": "key: is not a key that is known here",
+    "policy: signed\nkeys: [release.pub]\npolicy: hash": "policy stands in it more than once",
+    'policy: signed\nkeys: [release.pub]\n"keys": [other.pub]': "keys stands in it more than once",
     "policy: signed": "nobody is trusted",
     "policy: signed\nkeys: []": "nobody is trusted",
     "policy: hash\nkeys: release.pub": "keys: Input should be a valid list",
