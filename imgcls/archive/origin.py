@@ -14,6 +14,7 @@ from typing import Any
 from imgcls.archive.contents import open_archive, read_small
 from imgcls.archive.facts import NOT_RECORDED
 from imgcls.archive.provenance import CODE_SUBJECT, IMAGES_DIGEST, PREDICATE_TYPE, PROVENANCE_FILE
+from imgcls.archive.scanning.findings import make_printable
 from imgcls.archive.verify import read_integrity
 from imgcls.errors import ArchiveError
 from model.spec import WEIGHTS_FILE
@@ -72,8 +73,8 @@ class Origin:
         return asdict(self)
 
     def as_text(self) -> str:
-        """Returns it for people, on one screen."""
-        return "\n".join(f"{label:<11}{text}" for label, text in self._list_lines())
+        """Returns it for people, on one screen; what a terminal would act on is spelled out."""
+        return "\n".join(f"{label:<11}{make_printable(text)}" for label, text in self._list_lines())
 
     def _list_lines(self) -> Iterator[tuple[str, str]]:
         yield "content", self.tree_sha256
@@ -124,6 +125,7 @@ def read_origin(mar: Path) -> Origin:
                 "it, fetch or build it again"
             )
         origin = parse_origin(json.loads(data), tree_sha256=integrity.tree_sha256)
+        origin.as_text()  # here, where a field that cannot be told makes it an archive that cannot be read
         if (weights := integrity.by_path().get(WEIGHTS_FILE)) is None or weights.sha256 != origin.weights_sha256:
             raise ArchiveError(f"{mar}: {PROVENANCE_FILE} is of other weights than it holds; build it again")
         return origin

@@ -28,6 +28,7 @@ def provenance(
     from dataclasses import asdict
 
     from imgcls.archive.origin import read_origin
+    from imgcls.archive.scanning.findings import make_printable
     from imgcls.errors import UsageError
 
     if archive is not None and (model or version):
@@ -46,8 +47,8 @@ def provenance(
         fields = {"archive": str(archive), **origin.as_dict(), "served": asdict(served) if served else None}
         print(json.dumps(fields, indent=2, default=str))
         return
-    print(f"{origin.name} {origin.version}   {archive}")
+    print(f"{make_printable(f'{origin.name} {origin.version}')}   {archive}")
     if served:
-        signer = f", signed by {served.signer}" if served.signer else ""
+        signer = f", signed by {make_printable(served.signer)}" if served.signer else ""
         print(f"{'served':<11}at {served.management_url}, where a worker says that it holds this content{signer}")
     print(origin.as_text())
