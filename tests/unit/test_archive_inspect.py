@@ -301,6 +301,27 @@ def test_weights_that_are_no_safetensors_are_one_line(make: Make, content: bytes
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("metrics.json", {"test_sets": {"clean": True}}),
+        ("metrics.json", {"test_sets": {"clean": [1]}}),
+        ("train_record.json", {"code": True}),
+        ("train_record.json", {"code": {"git_commit": 5}}),
+        ("train_record.json", {"versions": 5}),
+        ("train_record.json", {"data": {"source": "photos", "splits": {"train": None}}}),
+        ("train_record.json", {"data": {"source": "photos", "splits": {"train": {"files": "five"}}}}),
+    ],
+)
+def test_descriptions_of_another_shape_are_one_line_and_shown_as_json(make: Make, path: str, content: object):
+    mar = make(**{path: json.dumps(content)})
+    result = CliRunner().invoke(app, ["archive", "inspect", str(mar)])
+    assert isinstance(result.exception, ArchiveError)
+    assert "what it says of itself is not what imgcls writes" in str(result.exception)
+    assert "it is as it was packed; --json" in str(result.exception) and "\n" not in str(result.exception)
+    assert json.loads(inspect(mar, "--json"))["proof"]["verified"]
+
+
 def test_colours_are_for_terminals_and_only_where_wanted(make: Make, monkeypatch: pytest.MonkeyPatch):
     description = describe_archive(make())
 

@@ -61,10 +61,27 @@ def inspect(
     if as_json:
         print(json.dumps(asdict(description), indent=2))
     else:
-        print_screen(build_screen(description), console=Console(highlight=False))
+        print_screen(_build_screen_of(archive, description), console=Console(highlight=False))
     is_demanded = policy is not None and policy.policy != "off"
     if description.proof.problem and (description.is_imgcls or is_demanded):
         raise typer.Exit(1)
+
+
+def _build_screen_of(archive: Path, description: Description) -> Table:
+    """Builds the screen of what an archive says of itself, whose sections and numbers may be something else.
+
+    Raises:
+        ArchiveError: they are.
+    """
+    from imgcls.errors import ArchiveError
+
+    try:
+        return build_screen(description)
+    except (ValueError, LookupError, TypeError, AttributeError) as err:
+        told = f"what it says of itself is not what imgcls writes ({' '.join(str(err).split())})"
+        proof = description.proof
+        verified = "it is as it was packed" if proof.verified else f"not verified: {proof.problem}"
+        raise ArchiveError(f"{archive}: {told}; {verified}; --json shows all of it as it is") from err
 
 
 def print_screen(screen: Table, *, console: Console) -> None:
