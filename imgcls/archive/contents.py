@@ -4,6 +4,7 @@ An archive is not trusted here: names, kinds and sizes of its entries are looked
 """
 
 import json
+import os
 import shutil
 import stat
 import tempfile
@@ -144,8 +145,7 @@ def extract(
         ArchiveError: the archive cannot be read or is not safe to unpack, no path matches, or the folder cannot be
             written.
     """
-    refuse_target(folder)
-    target = folder.resolve()
+    target = refuse_target(folder)
     with open_archive(mar) as archive:
         refuse_unsafe(mar, archive.infolist())
         wanted = [info for info in archive.infolist() if only is None or fnmatchcase(info.filename, only)]
@@ -166,14 +166,19 @@ def extract(
     return files
 
 
-def refuse_target(folder: Path) -> None:
-    """Raises ArchiveError where an archive cannot be unpacked into a folder: it holds something, or has no parent."""
-    target = folder.resolve()
+def refuse_target(folder: Path) -> Path:
+    """Returns where a folder lies, behind links.
+
+    Raises:
+        ArchiveError: an archive cannot be unpacked into it: it holds something, has no parent, or is a loop of links.
+    """
+    target = Path(os.path.realpath(folder))  # Path.resolve raises at a loop, in Python 3.11 and 3.12
     if not target.parent.is_dir():
         raise ArchiveError(f"{folder}: its parent folder is missing; make it first with mkdir -p {folder.parent}")
     is_empty = target.is_dir() and not any(target.iterdir())
-    if target == Path.cwd() or (target.exists() and not is_empty):
+    if target == Path.cwd() or (os.path.lexists(target) and not is_empty):
         raise ArchiveError(f"{folder}: is there already; name a new folder to unpack into")
+    return target
 
 
 def refuse_unsafe(mar: Path, infos: Sequence[zipfile.ZipInfo]) -> None:

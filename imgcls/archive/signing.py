@@ -144,8 +144,8 @@ def sign_archive(mar: Path, signer: Signer, *, on_bytes: OnBytes = lambda count:
     """
     from imgcls.archive.publish import SIGNING, lock_store, sweep_store
 
-    mar = mar.resolve()  # behind a link both files belong beside the archive itself
     refuse_no_file(mar)
+    mar = mar.resolve()  # behind a link both files belong beside the archive itself
     try:
         with lock_store(mar.parent):
             sweep_store(mar.parent, name=mar.stem)

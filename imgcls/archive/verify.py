@@ -74,6 +74,8 @@ def verify_archive(mar: Path, *, on_bytes: OnBytes = lambda count: None) -> Veri
             integrity = parse_integrity(_read_small(file, INTEGRITY_FILE))
             refuse_difference(recorded=integrity.by_path(), found=names)
             _refuse_order(names, integrity)
+            if SIGNATURE_FILE in names:
+                _read_small(file, SIGNATURE_FILE)  # whose size no record gives, and which is read into memory later
             manifest = _parse_manifest(_read_small(file, MANIFEST))
             try:
                 _compare(file, integrity, names=names, created=read_created(manifest), on_bytes=on_bytes)

@@ -135,6 +135,14 @@ def test_folder_that_holds_something_is_left_as_it_is(make_zip: MakeZip, tmp_pat
         extract(make_zip({"a": b""}), folder=tmp_path / "no" / "out")
 
 
+def test_loop_of_links_is_no_folder_to_unpack_into(make_zip: MakeZip, tmp_path: Path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ArchiveError, match="loop: is there already; name a new folder"):
+        extract(make_zip({"a": b""}), folder=tmp_path / "loop")
+    with pytest.raises(ArchiveError, match="loop/out: its parent folder is missing"):
+        extract(make_zip({"a": b""}), folder=tmp_path / "loop" / "out")
+
+
 def test_current_folder_is_refused_since_it_would_be_replaced(
     make_zip: MakeZip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

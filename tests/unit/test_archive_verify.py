@@ -165,6 +165,17 @@ def test_a_signature_changes_no_recorded_file(small: Path, tmp_path: Path):
         assert archive.read(SIGNATURE_FILE) == b"second"
 
 
+def test_a_signature_that_is_too_large_for_memory_is_refused(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("imgcls.archive.verify.MAX_RECORD_BYTES", 10_000)
+    for size_bytes in (10_000, 10_001):
+        add_signature(small, bytes(size_bytes), tmp_path / f"{size_bytes}.mar")
+    verify_archive(tmp_path / "10000.mar")
+    with pytest.raises(ArchiveError, match=r"integrity\.json\.sig: its entry in the zip's directory was changed"):
+        verify_archive(tmp_path / "10001.mar")
+
+
 def test_two_trees_of_the_same_files_are_packed_to_the_same_bytes(small: Path, tmp_path: Path):
     """In another folder, written in another order, with other times, modes and umask, in another time zone."""
     script = """

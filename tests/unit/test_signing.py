@@ -188,12 +188,20 @@ def test_signing_again_replaces_both_signatures(mar: Path, keys: Path) -> None:
         check_archive_trust(mar, trusting(keys / "release.pub"))
 
 
-def test_archive_behind_a_link_is_signed_where_it_lies(mar: Path, keys: Path, tmp_path: Path) -> None:
+def test_archive_behind_a_link_is_signed_where_it_lies(command: Command, mar: Path, keys: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.mar"
     link.symlink_to(mar)
     sign_archive(link, signer_with_key(keys / "release.key"))
     assert link.is_symlink() and detached_signature(mar).exists()
+    assert json.loads(command("archive", "verify", link, "--json")[1])["detached_signature"]
     assert check_archive_trust(link, trusting(keys / "release.pub")) == "release"
+
+
+def test_a_loop_of_links_is_no_archive_that_could_be_signed(command: Command, keys: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop.mar").symlink_to(tmp_path / "loop.mar")
+    code, _, error = command("archive", "sign", tmp_path / "loop.mar", "--key", keys / "release.key")
+    assert (code, error.count("\n")) == (1, 1)
+    assert "loop.mar: there is no such archive" in error
 
 
 def test_changed_archive_is_not_signed(command: Command, mar: Path, keys: Path) -> None:

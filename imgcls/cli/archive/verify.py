@@ -69,7 +69,7 @@ def verify(
         "tree_sha256": verified.integrity.tree_sha256,
         "archive_sha256": archive_sha256,
         "signed": verified.is_signed,
-        "detached_signature": detached_signature(archive).exists(),
+        "detached_signature": detached_signature(archive.resolve()).exists(),
         "trust_file": str(file) if file else None,
         "policy": policy.policy,
         "trusted_signer": signer,
