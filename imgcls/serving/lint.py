@@ -60,11 +60,13 @@ def lint_archive(mar: Path) -> list[Finding]:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"{path}: has {path.stat().st_size:,} bytes; expected a file of settings")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)  # a device, or what a pipe brings, has no size that could be asked for
     except OSError as err:
         raise UsageError(f"{path}: cannot be read ({err.strerror}); name the files to lint") from err
+    if len(data) > MAX_BYTES:
+        raise UsageError(f"{path}: has more than {MAX_BYTES:,} bytes; expected a file of settings")
+    return data
 
 
 def _lint_yaml(data: bytes, *, where: str, is_ours: bool = True) -> list[Finding]:

@@ -78,8 +78,13 @@ def _unknown(entry: Entry, *, where: str, has_plugins: bool) -> Finding:
     problem = f"{entry.key} is no key of TorchServe {VERSION}, which ignores it"
     if entry.key in MODEL_KEYS:
         return Finding(where, entry.line, entry.key, status, problem, "it belongs into model-config.yaml")
-    nearest = find_nearest(entry.key, KEYS)
-    return Finding(where, entry.line, entry.key, status, problem, f"write {nearest}" if nearest else "remove it")
+    if nearest := find_nearest(entry.key, KEYS):
+        fix = f"write {nearest}"
+    elif nearest := find_nearest(entry.key, MODEL_KEYS):
+        fix = f"write {nearest} into model-config.yaml"
+    else:
+        fix = "remove it"
+    return Finding(where, entry.line, entry.key, status, problem, fix)
 
 
 def _judge_models(entry: Entry, *, where: str) -> Iterator[Finding]:

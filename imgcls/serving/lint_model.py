@@ -26,6 +26,7 @@ def lint_model_config(text: str, *, where: str = CONFIG_FILE, is_ours: bool = Tr
         if not isinstance(root, yaml.MappingNode):
             return [_refuse_root(root, where=where)]
         findings = [*_find_twice(root, where=where)]
+        loader.flatten_mapping(root)  # `<<: *shared` is no key, and what it brings counts
         values = {key: (line, value) for key, line, value in _items(loader, root)}
         if is_ours:
             findings += [each for node in _find_handlers(root) for each in _judge_handler(loader, node, where=where)]

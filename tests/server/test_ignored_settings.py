@@ -129,6 +129,14 @@ def test_wrong_setting_ends_the_server(start: Callable[..., Frontend], config, s
     assert said in frontend.said
 
 
+def test_model_settings_that_a_merge_key_brings_count(start: Callable[..., Frontend]):
+    text = "handler: &shared {responseTimeout: 77, maxBatchDelay: 7}\n<<: *shared\nmaxBatchDelay: 9\n"
+    frontend = start({"default_workers_per_model": "1"}, text)
+    assert frontend.wait()
+    got = frontend.describe()
+    assert (got["responseTimeout"], got["maxBatchDelay"]) == (77, 9)
+
+
 def test_wrong_model_settings_are_ignored(start: Callable[..., Frontend]):
     text = 'minWorkers: 1\nbatchSize: "8"\nmaxBatchDelay: 0\nresponseTimeout: 0\nmax_retry: 1\n'
     assert {finding.line for finding in lint_model_config(text) if finding.status == "error"} == {1, 2, 3, 4}

@@ -17,6 +17,7 @@ from handler.settings import PILLOW_MAX_PIXELS, HandlerSettings
 from imgcls.archive.pack import HANDLER
 from imgcls.archive.stage import ServingOptions, dump_model_config
 from imgcls.cli.main import app
+from imgcls.errors import UsageError
 from imgcls.serving import doctor
 from imgcls.serving.config import read_config
 from imgcls.serving.lint import lint_archive, lint_config, lint_file, lint_model_config
@@ -126,6 +127,7 @@ def test_unknown_key_is_an_error_with_the_nearest_right_one(key: str, meant: str
 
 def test_key_of_the_other_file_is_sent_there():
     assert "model-config.yaml" in only(lint_config(f"{CLOSED}maxBatchDelay=1", where="c")).fix
+    assert only(lint_config(f"{CLOSED}batch_size=8", where="c")).fix == "write batchSize into model-config.yaml"
     assert "config.properties" in only(lint_model_config("install_py_dep_per_model: true")).fix
     assert only(lint_config(f"{CLOSED}xyz=1", where="c")).fix == "remove it"
 
@@ -362,6 +364,21 @@ def test_model_setting_that_torchserve_cannot_use_is_an_error(line: str):
 def test_model_settings_that_torchserve_takes_are_fine():
     text = "minWorkers: 1\nmaxWorkers: 2\ndeviceType: GPU\ndeviceIds: [0, 1]\nuseJobTicket: yes\nparallelType: tp\n"
     assert lint_model_config(f"{text}torchrun: {{nproc-per-node: 2, OMP_NUMBER_THREADS: 4}}\n") == []
+
+
+def test_model_settings_that_a_merge_key_brings_are_judged():
+    """TorchServe reads them: tests/server/test_ignored_settings.py."""
+    text = "handler: &shared {top_k: 3}\n<<: {batchSize: 0, minWorkers: 1}\nmaxWorkers: 2\nbatchSize: 4\n"
+    assert lint_model_config(text) == []
+    assert only(lint_model_config(text.replace("maxWorkers", "max_workers"))[1:]).fix == "write maxWorkers"
+    assert only(lint_model_config("<<: {batchSize: 0}\nmaxBatchDelay: 5\n")).key == "batchSize"
+
+
+def test_what_has_no_size_is_read_no_further_than_settings_go(tmp_path: Path):
+    for file in (Path("/dev/zero"), tmp_path / "large.yaml"):
+        (tmp_path / "large.yaml").write_bytes(bytes(10 << 20 | 1))
+        with pytest.raises(UsageError, match="has more than 10,485,760 bytes; expected a file of settings"):
+            lint_file(file)
 
 
 def test_command_tells_file_and_line_and_exits_1_on_errors_only(tmp_path: Path):
