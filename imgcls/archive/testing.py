@@ -25,6 +25,7 @@ from imgcls.archive.contents import MANIFEST, extract
 from imgcls.archive.isolation import Isolation
 from imgcls.archive.worker import METRICS_CONFIG, Answer, Part, Request, WorkerError, ask, load_service
 from imgcls.errors import ArchiveError
+from imgcls.serving.lint_keys import MODEL_KEYS
 
 if TYPE_CHECKING:
     from ts.service import Service
@@ -67,7 +68,8 @@ def load_archive(
     Args:
         archive: a `.mar`, or a folder with an unpacked one, which is used as it is.
         gpu_id: the GPU that the worker gets; None: none.
-        batch_size: how many requests a batch may hold; None: `batchSize` of the archive's configuration, or 1.
+        batch_size: how many requests a batch may hold; None: `batchSize` of the archive's configuration, or 1 where
+            TorchServe ignores it.
         metrics_config: which metrics the worker knows, as `metrics_config` of config.properties.
         decode_input_request: the key of that name in config.properties: whether JSON and text bodies are parsed.
         environment: variables that the server has and this process has not.
@@ -86,7 +88,7 @@ def load_archive(
         isolation = Isolation(folder, python_path=python_path, environment=variables)
         stack.callback(isolation.close)
         served = ServedArchive(Path(archive), folder, model, isolation)
-        served.batch_size = batch_size or int(config.get("batchSize", 1))
+        served.batch_size = batch_size or _read_batch_size(config)
         served._load(gpu_id=gpu_id, metrics_config=metrics_config.absolute())
         stack.callback(served._end, "it is closed; ask inside the with block")
         yield served
@@ -229,6 +231,12 @@ def _parse_metric(line: str) -> Metric:
         return Metric(match["name"], float(match["value"]), match["unit"], dimensions, match["kind"] or "")
     except ValueError as err:
         raise ArchiveError(f"the frontend drops this metric, use letters, digits and _ in its name: {line}") from err
+
+
+def _read_batch_size(config: Mapping[str, Any]) -> int:
+    """Returns what TorchServe makes of `batchSize`: 1 where it is missing, no whole number, or out of range."""
+    size = config.get("batchSize")
+    return size if isinstance(size, int) and MODEL_KEYS["batchSize"](size) is None else 1
 
 
 def _read_model(archive: Path, folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

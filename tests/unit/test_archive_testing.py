@@ -351,6 +351,15 @@ def test_the_batch_size_is_the_archives_and_a_larger_batch_is_refused(write_mar,
         served.predict([])
 
 
+@pytest.mark.parametrize("value", ['"8"', "8.0", "2.5", "0", "-1", "", "x", "[8]", "true"])
+def test_a_batch_size_that_torchserve_ignores_is_1(write_mar, serve_archive, value: str):
+    """tests/server/test_ignored_settings.py asks the frontend."""
+    files = {"handler.py": ECHO, "config.yaml": f"batchSize: {value}"}
+    served = serve_archive(write_mar("sized", files, configFile="config.yaml"))
+    assert served.batch_size == 1 and type(served.batch_size) is int
+    assert served.predict([b""])[0].status == 200
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
