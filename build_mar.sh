@@ -10,6 +10,7 @@ unset PYTHONPATH PYTHONHOME  # the archive packs this checkout's code, not anoth
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 imgcls="$here/.venv/bin/imgcls"
-[[ -x "$imgcls" ]] || imgcls=imgcls
+[[ -x "$imgcls" ]] || imgcls="$(type -P imgcls)" ||
+    { echo "error: no imgcls here; run make setup in $here" >&2; exit 1; }
 
 exec "$imgcls" archive build "$@"

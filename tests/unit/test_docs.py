@@ -117,6 +117,18 @@ def test_build_mar_is_a_thin_front_door():
     assert "--version" in shown
 
 
+def test_build_mar_without_an_environment_says_what_to_do(tmp_path: Path):
+    """In the checkout, too, where `imgcls` is a folder."""
+    front_door = tmp_path / "build_mar.sh"
+    front_door.write_text((ROOT / "build_mar.sh").read_text())
+    (tmp_path / "imgcls").mkdir()
+    command = ["bash", front_door, "runs/x"]
+    shown = subprocess.run(
+        command, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False
+    )
+    assert (shown.returncode, shown.stderr) == (1, f"error: no imgcls here; run make setup in {tmp_path}\n")
+
+
 @pytest.mark.parametrize("lock", ["requirements.lock", "requirements-serve.lock"])
 def test_locks_hold_hashes_and_no_index_host(lock):
     text = (ROOT / lock).read_text()
