@@ -44,15 +44,19 @@ def hash_code(home: Path, names: Sequence[str]) -> str:
 
     It is in-toto's dirHash: SHA-256, as hex, of the lines that `sha256sum` prints for the files in their order.
     """
-    files = [
-        file for name in names for file in ([home / name] if name.endswith(".py") else (home / name).rglob("*.py"))
-    ]
+    files = [file for name in names for file in ([home / name] if name.endswith(".py") else list_python(home / name))]
     records = [
         FileRecord(file.relative_to(home).as_posix(), file.stat().st_size, hash_file(file))
         for file in files
         if file.is_file()
     ]
     return make_integrity(records).tree_sha256
+
+
+def list_python(package: Path) -> list[Path]:
+    """Returns the Python files of a package, but for hidden ones: those an editor or a system has left beside them."""
+    found = [file for file in sorted(package.rglob("*.py")) if file.is_file()]
+    return [file for file in found if not any(part.startswith(".") for part in file.relative_to(package).parts)]
 
 
 def hash_locks(home: Path = HOME) -> dict[str, str]:

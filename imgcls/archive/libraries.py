@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from imgcls.archive.syntax import parse_python
+from imgcls.errors import ArchiveError
 
 OWN = ("handler", "model")
 SERVER = "torchserve"  # loads the code, and is not imported by it
@@ -39,10 +40,19 @@ class Library:
 
 
 def find_imports(folder: Path) -> Imports:
-    """Finds what the Python files of a staged tree's model/ and handler/ import."""
+    """Finds what the Python files of a staged tree's model/ and handler/ import.
+
+    Raises:
+        ArchiveError: one of them is no Python.
+    """
     found: dict[bool, set[str]] = {False: set(), True: set()}
     for file in (file for package in OWN for file in (folder / package).rglob("*.py")):
-        for module, is_later in _walk(parse_python(file.read_bytes()), is_later=False):
+        try:
+            tree = parse_python(file.read_bytes())
+        except (SyntaxError, ValueError) as err:
+            path = file.relative_to(folder).as_posix()
+            raise ArchiveError(f"{path}: is no Python ({err}); mend it, it would be packed") from err
+        for module, is_later in _walk(tree, is_later=False):
             found[is_later].add(module)
     foreign = {key: modules - sys.stdlib_module_names - set(OWN) for key, modules in found.items()}
     return Imports(frozenset(foreign[False]), frozenset(foreign[True] - foreign[False]))

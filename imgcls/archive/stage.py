@@ -30,7 +30,7 @@ from imgcls.archive.libraries import Imports
 from imgcls.archive.pack import CONFIG_FILE, write_manifest
 from imgcls.archive.provenance import write_provenance
 from imgcls.archive.sbom import write_sbom
-from imgcls.checkout import hash_code
+from imgcls.checkout import hash_code, list_python
 from imgcls.errors import ArchiveError
 from imgcls.training.record import RECORD_FILE, format_record
 from model.labels import LABELS_FILE, read_labels
@@ -149,7 +149,7 @@ def refuse_foreign_packages() -> None:
 
 def copy_package(source: Path, target: Path) -> None:
     """Copies a package's Python files, and nothing that an editor or an interpreter left beside them."""
-    for file in sorted(source.rglob("*.py")):
+    for file in list_python(source):
         copy = target / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, copy)

@@ -45,6 +45,14 @@ def tree(tmp_path, write_run) -> Path:
     return tree
 
 
+@pytest.mark.parametrize("source", ["def (", "x = 1\0"])
+def test_code_that_is_no_python_is_named(tree, source: str):
+    (tree / "handler" / "odd.py").write_text(source)
+    with pytest.raises(ArchiveError, match=r"handler/odd\.py: is no Python \(.*\); mend it") as caught:
+        make_sbom(tree)
+    assert "\n" not in str(caught.value)
+
+
 def test_it_is_cyclonedx_of_the_model_with_its_files(tree):
     sbom = make_sbom(tree, license="Apache-2.0")
     assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.6")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from imgcls.archive.stage import copy_package
 from imgcls.checkout import hash_code, hash_locks, read_git
 from imgcls.data.digests import hash_source, make_fingerprint
 from imgcls.data.images import DataSource, ImageSet, Sample
@@ -236,3 +237,19 @@ def test_the_hash_of_code_is_the_one_that_sha256sum_makes(tmp_path):
     printed = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert hash_code(tmp_path, ("model", "handler")) == printed.split()[0]
     assert hash_code(PROJECT, ("model", "handler")) == printed.split()[0]
+
+
+def test_hidden_files_are_no_code(tmp_path):
+    """Those that Emacs, macOS and Jupyter leave beside the sources."""
+    package = tmp_path / "model"
+    package.mkdir()
+    (package / "a.py").write_text("x = 1\n")
+    alone = hash_code(tmp_path, ("model",))
+    (package / ".#a.py").symlink_to("user@host.1234")
+    (package / "._a.py").write_bytes(b"\0\5\26\7")
+    (package / ".ipynb_checkpoints").mkdir()
+    (package / ".ipynb_checkpoints" / "a-checkpoint.py").write_text("x = 1\n")
+    (package / "folder.py").mkdir()
+    assert hash_code(tmp_path, ("model",)) == alone
+    copy_package(package, tmp_path / "copy")
+    assert [file.name for file in (tmp_path / "copy").rglob("*")] == ["a.py"]
