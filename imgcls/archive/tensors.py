@@ -67,9 +67,12 @@ def hash_tensors(stream: IO[bytes], *, on_bytes: Callable[[int], None] = lambda 
     """Returns each tensor with the SHA-256 of its values.
 
     Raises:
-        ValueError: it is not a safetensors file, or is cut short.
+        ValueError: it is not a safetensors file, is cut short, or goes on after the last tensor.
     """
-    return {tensor: _hash_next(stream, tensor, on_bytes=on_bytes) for tensor in read_tensors(stream)}
+    hashes = {tensor: _hash_next(stream, tensor, on_bytes=on_bytes) for tensor in read_tensors(stream)}
+    if stream.read(1):
+        raise ValueError("is no safetensors file: bytes follow its last tensor")
+    return hashes
 
 
 def _parse(name: str, fields: Any) -> Tensor:

@@ -259,6 +259,11 @@ def test_header_that_is_not_safetensors_is_refused(header: Any, message: str):
         read_tensors(io.BytesIO(len(text).to_bytes(8, "little") + text + bytes(8)))
 
 
+def test_bytes_behind_the_last_tensor_are_no_same_content(make: Make):
+    with pytest.raises(ArchiveError, match=r"new\.mar: cannot be read .* bytes follow its last tensor"):
+        diff_archives(make("old"), make("new", **{"weights.safetensors": save(TENSORS) + b"more"}))
+
+
 def test_progress_is_told_byte_by_byte(make: Make):
     told: list[int] = []
     old, new = make("old", **{"weights.safetensors": save({"a": np.zeros(2_000_000, np.float32)})}), make("new")
