@@ -219,7 +219,9 @@ def read_bundle(signature: Path, *, name: str) -> Bundle:
         return Bundle(kind, signer, hint, str(resource["digest"]))
     except FileNotFoundError as err:
         raise IntegrityError(f"{name}: the archive is not signed; sign it with imgcls archive sign") from err
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
+    except OSError as err:
+        raise IntegrityError(f"{name}: cannot be read: {err.strerror or err}") from err
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
         raise IntegrityError(f"{name}: cannot be read as a model-signing bundle of one file: {err!r}") from err
 
 
@@ -280,15 +282,16 @@ def read_public_key(path: Path) -> "EllipticCurvePublicKey":
     """Reads a public key that model-signing can use.
 
     Raises:
-        TrustError: it is no public key in PEM, or not on one of CURVES.
+        TrustError: it cannot be read, is no public key in PEM, or not on one of CURVES.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
+    data = _read_trusted(path)
     try:
-        key = serialization.load_pem_public_key(path.read_bytes())
-    except (OSError, ValueError, UnsupportedAlgorithm) as err:
+        key = serialization.load_pem_public_key(data)
+    except (ValueError, UnsupportedAlgorithm) as err:
         raise TrustError(f"{path}: is no public key in PEM ({str(err).partition('.')[0]}); give the .pub file") from err
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in CURVES:
         raise TrustError(f"{path}: is a key of the kind {describe_key(key)}; expected EC {', '.join(CURVES.values())}")
@@ -312,14 +315,23 @@ def read_certificates(path: Path) -> list["Certificate"]:
     """Reads the certificates of a PEM file.
 
     Raises:
-        TrustError: it holds none.
+        TrustError: it cannot be read, or holds none.
     """
     from cryptography import x509
 
+    data = _read_trusted(path)
     try:
-        return x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError) as err:
+        return x509.load_pem_x509_certificates(data)
+    except ValueError as err:
         raise TrustError(f"{path}: holds no certificate in PEM ({str(err).partition('.')[0]})") from err
+
+
+def _read_trusted(path: Path) -> bytes:
+    """Reads a file that a trust file names; a server often runs as another user than whoever put it there."""
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        raise TrustError(f"{path}: cannot be read by this user: {err.strerror or err}") from err
 
 
 def _resolve(trust: Trust, *, folder: Path) -> Trust:

@@ -259,6 +259,7 @@ def _read_signature(path: Path, *, where: str, sha256: str) -> Signature:
 
     try:
         bundle = read_bundle(path, name=where)
-    except IntegrityError:
-        return Signature(where, "nobody that can be told: it is no bundle of model-signing", is_of_this=False)
+    except IntegrityError as err:
+        why = "cannot be read" if isinstance(err.__cause__, OSError) else "is no bundle of model-signing"
+        return Signature(where, f"nobody that can be told: it {why}", is_of_this=False)
     return Signature(where, bundle.signer, is_of_this=bundle.sha256 == sha256)

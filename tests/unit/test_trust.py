@@ -350,6 +350,21 @@ def test_trusted_file_that_is_no_usable_key_is_named(tree: Path, keys: Path, kin
         check_trust(sign_with_key(tree, keys), trusting(keys, file.name))
 
 
+def test_what_cannot_be_read_is_not_called_something_else(tree: Path, keys: Path) -> None:
+    """A folder stands for a file that another user may not read: root may."""
+    (keys / "closed").mkdir()
+    signed = sign_with_key(tree, keys)
+    with pytest.raises(TrustError, match="closed: cannot be read by this user: Is a directory"):
+        check_trust(signed, Trust(policy="signed", keys=(keys / "closed",)))
+    sign_with_leaf(tree, keys)
+    with pytest.raises(TrustError, match="closed: cannot be read by this user: Is a directory"):
+        check_trust(signed, Trust(policy="signed", certificates=(keys / "closed",)))
+    (tree / SIGNATURE_FILE).unlink()
+    (tree / SIGNATURE_FILE).mkdir()
+    with pytest.raises(IntegrityError, match=r"integrity\.json\.sig: cannot be read: Is a directory"):
+        check_trust(signed, trusting(keys, "release.pub"))
+
+
 def test_model_signing_is_loaded_only_where_signatures_are_asked_for(tree: Path) -> None:
     script = """
 import sys
