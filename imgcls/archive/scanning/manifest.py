@@ -20,16 +20,20 @@ BUILT_IN_HANDLERS = frozenset(
     )
 )
 _FILES = ("serializedFile", "modelFile", "requirementsFile", "configFile")
-# What a worker imports after the archive's folder has come onto its path.
+# What a worker, or the code of an archive of ours, imports after the archive's folder has come onto its path.
 _NEEDED_MODULES = sys.stdlib_module_names | {
-    "numpy",
-    "packaging",
-    "PIL",
-    "psutil",
-    "torch",
-    "torchvision",
-    "ts",
-    "yaml",
+    *("numpy", "packaging", "PIL", "psutil", "torch", "torchvision", "ts", "yaml"),
+    *(
+        "captum",
+        "cryptography",
+        "model_signing",
+        "nvidia",
+        "onnxruntime",
+        "openvino",
+        "pydantic",
+        "safetensors",
+        "timm",
+    ),
 }
 
 

@@ -141,7 +141,8 @@ class _Visitor(ast.NodeVisitor):
                 self._report(HIDDEN, node, f"the module {dotted} as a value")
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        if node.attr in HIDDEN_ATTRIBUTES:
+        is_by_name = node.attr == "__getattribute__" and self.resolve(node.value) & WATCHED_MODULES
+        if node.attr in HIDDEN_ATTRIBUTES or is_by_name:
             self._report(HIDDEN, node, node.attr)
         if not self._judge(node):
             self._visit_base(node.value)

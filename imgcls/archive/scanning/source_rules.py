@@ -130,7 +130,10 @@ SOURCE_RULES = (
 
 # Attributes through which Python's own sandboxes were left.
 HIDDEN_ATTRIBUTES = frozenset(
-    ("__subclasses__", "__globals__", "__builtins__", "__code__", "__closure__", "gi_frame", "tb_frame", "f_globals")
+    (
+        *("__subclasses__", "__globals__", "__builtins__", "__code__", "__closure__"),
+        *("gi_frame", "tb_frame", "f_globals", "f_builtins"),
+    )
 )
 # Modules that are not handed around, nor asked for attributes by a name that is made up.
 WATCHED_MODULES = frozenset(

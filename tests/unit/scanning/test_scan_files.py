@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import handler
+from imgcls.archive.libraries import find_imports
 from imgcls.archive.scanning import ScanReport
 from imgcls.archive.scanning.kinds import is_pickle
 
@@ -191,6 +193,17 @@ def test_what_needs_a_decision_is_a_warning(
     make_archive: Make, rules: Rules, name: str, content: bytes, rule: str
 ) -> None:
     assert rules(make_archive({name: content})) == {(rule, name): "warning"}
+
+
+def test_no_module_that_our_code_imports_from_elsewhere_may_stand_in_an_archive(
+    make_archive: Make, rules: Rules
+) -> None:
+    """Some of them run before the worker checks the archive."""
+    imports = find_imports(Path(str(handler.__file__)).parents[1])
+    needed = imports.at_load | imports.later
+    assert {"pydantic", "yaml", "torch"} <= needed
+    found = rules(make_archive({f"{name}.py": b"" for name in needed}))
+    assert found == {("shadowed-module", f"{name}.py"): "warning" for name in needed}
 
 
 def test_modules_in_packages_of_their_own_shadow_nothing(make_archive: Make, rules: Rules) -> None:

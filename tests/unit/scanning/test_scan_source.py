@@ -72,6 +72,8 @@ def test_starting_a_program_is_critical_however_it_is_spelled(source: str) -> No
         "globals()[x]('1')",
         "[c for c in ().__class__.__base__.__subclasses__()]",
         "print.__self__.__dict__; f.__globals__['os']",
+        "import sys; sys._getframe().f_builtins['eval']('1')",
+        "import os; os.__getattribute__('sys' + 'tem')('id')",
         "from os import *",
         "import subprocess\ncall(subprocess)",
         "import os\nmodules = [os]",
