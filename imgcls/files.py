@@ -30,6 +30,23 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o666) -> None:
     sync(path.parent)
 
 
+def append_text(path: Path, lines: str) -> None:
+    """Adds whole lines to a file, as UTF-8, and brings them to the disk.
+
+    Half a line that a crash or a full disk left before is closed first, so that only that half is lost.
+
+    Raises:
+        OSError: they cannot be written, or not all of them.
+    """
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            lines = lines if file.read(1) == b"\n" else "\n" + lines
+        file.write(lines.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def refuse_unwritable(path: Path, *, advice: str) -> Iterator[None]:
     """Within it, a failed write is one line that names what the user asked to be written, and no temporary file.

@@ -7,10 +7,10 @@ appends at a time; a line that a crash cut short is left out when reading, and d
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from imgcls.files import append_text
 from imgcls.rollout.errors import LabelsError
 from imgcls.rollout.samples import OK, Sample
 
@@ -44,15 +44,9 @@ def append_labels(path: Path, labels: Mapping[str, str]) -> None:
     Raises:
         LabelsError: it cannot be written.
     """
-    # A line break first where a crash left half a line, so that only that half is lost.
     lines = "".join(json.dumps({"request_id": name, "label": label}) + "\n" for name, label in labels.items())
     try:
-        with path.open("a+b") as file:
-            if file.tell() and _last_byte(path) != b"\n":
-                lines = "\n" + lines
-            file.write(lines.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        append_text(path, lines)
     except OSError as err:
         raise LabelsError(f"{path}: labels cannot be written: {err}") from err
 
@@ -110,9 +104,3 @@ def _read_row(row: Mapping[str, object], *, where: str) -> tuple[str, str]:
 
 def _keys(row: Mapping[str, object]) -> Sequence[str] | str:
     return ", ".join(f"{key}={value!r}" for key, value in row.items())[:80] or "nothing"
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1)

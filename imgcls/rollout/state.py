@@ -12,7 +12,6 @@ rollout/
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from imgcls.files import write_atomic
+from imgcls.files import append_text, write_atomic
 from imgcls.rollout.errors import RolloutError
 from imgcls.rollout.plan import Plan, Step
 
@@ -158,10 +157,8 @@ class RolloutFiles:
         Raises:
             RolloutError: it cannot be written.
         """
-        with _written(path), path.open("ab") as file:
-            file.write((json.dumps(entry) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with _written(path):
+            append_text(path, json.dumps(entry) + "\n")
 
     def history(self) -> list[dict[str, Any]]:
         """Returns the versions that got all requests, oldest first."""

@@ -84,12 +84,14 @@ def test_a_request_of_an_operator_is_taken_once_and_a_broken_one_never(tmp_path:
     assert files.take_request() is None
 
 
-def test_a_line_that_a_crash_cut_short_is_left_out_of_the_log(tmp_path: Path) -> None:
+def test_a_line_that_a_crash_cut_short_is_left_out_of_the_log_and_spoils_no_other(tmp_path: Path) -> None:
     files = RolloutFiles(tmp_path)
     files.append(files.audit_file, {"event": "a"})
     with files.audit_file.open("a") as file:
         file.write('{"event": "b')
     assert files.read_lines(files.audit_file) == [{"event": "a"}]
+    files.append(files.audit_file, {"event": "c"})
+    assert files.read_lines(files.audit_file) == [{"event": "a"}, {"event": "c"}]
 
 
 def test_every_change_of_the_table_keeps_all_requests_routed() -> None:
