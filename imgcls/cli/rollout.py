@@ -53,11 +53,11 @@ def start(
     Stays until the version is promoted and the old one retired, or everything is back. Ctrl-C leaves requests as they
     are shared then. Exits 1 when it was rolled back.
     """
-    from imgcls.rollout.plan import Plan, read_plan
+    from imgcls.rollout.plan import read_plan
 
     if archive is None and plan_file is not None:
         raise UsageError("--plan is of a new rollout, and no archive is named; one that is continued keeps its plan")
-    chosen = Plan() if plan_file is None else read_plan(plan_file)
+    chosen = None if plan_file is None else read_plan(plan_file)
     rollouts = _open(state)
     with _shown(rollouts) as on_change:
         ended = rollouts.start(archive, chosen, on_change=on_change)

@@ -45,11 +45,16 @@ def run_rollout(run: Progress) -> RolloutState:
 def roll_back(run: Progress, reason: str) -> RolloutState:
     """Gives every request to the stable version, and takes the new one away.
 
+    Where the stable version has been retired there is none to go back to at once: the rollout is over, promoted.
+
     Raises:
         ServingError: a server stays down; the requests are back, and `abort` tries the rest again.
     """
     began_s = time.monotonic()
     stable, number = run.state.stable.version, run.state.current()
+    is_retiring = number is None or run.state.steps[number].kind == "retire"
+    if is_retiring and run.model().find(stable) is None:
+        return _stay(run, number, reason)
     if number is not None and run.state.steps[number].status == "running":  # the process that was at it has ended
         run.state = run.state.with_step(number, status="failed", ended_s=time.time(), reason="aborted")
     run.update(status="rolling-back", reason=reason)
@@ -61,6 +66,15 @@ def roll_back(run: Progress, reason: str) -> RolloutState:
     _clean_up(run)
     run.call_hooks("after", StepState(kind="abort"), ignore=True)
     return run.finish("rolled-back", reason)
+
+
+def _stay(run: Progress, number: int | None, reason: str) -> RolloutState:
+    """Ends a rollout that can only be undone any more."""
+    stable = run.state.stable.version
+    steps.take_away(run, stable)
+    if number is not None:
+        run.set(run.state.with_step(number, status="done", ended_s=time.time(), reason=""))
+    return run.finish("promoted", f"{reason}; {stable} had been retired by then, imgcls rollout undo loads it again")
 
 
 def _run_step(run: Progress, number: int) -> None:

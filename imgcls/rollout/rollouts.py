@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from imgcls.archive.contents import read_contents
+from imgcls.archive.verify import read_integrity
 from imgcls.gateway.errors import BusyError, NoGatewayError
 from imgcls.gateway.folder import GatewayFolder
 from imgcls.gateway.gateway import Gateway
@@ -32,12 +33,12 @@ class Rollouts:
         self.gateway = Gateway.of(folder, self.supervisor)
         self.files = RolloutFiles(folder.rollout)
 
-    def start(self, archive: Path | None, plan: Plan, *, on_change: OnChange) -> RolloutState:
+    def start(self, archive: Path | None, plan: Plan | None, *, on_change: OnChange) -> RolloutState:
         """Begins a rollout, or continues the one that a killed process has left.
 
         Args:
             archive: of the new version; None: continue.
-            plan: of a new rollout; one that is continued keeps its own.
+            plan: of a new rollout, None for the built-in one; one that is continued keeps its own.
             on_change: see imgcls.rollout.progress.
 
         Raises:
@@ -48,16 +49,13 @@ class Rollouts:
         with self._lock():
             last = self.files.read()
             if last is not None and not last.is_finished:
-                if archive is not None and str(archive.absolute()) != last.source:
-                    raise RolloutError(
-                        f"the rollout of {last.source} is {last.status}; continue it with imgcls rollout start, or end "
-                        "it with imgcls rollout abort, before another one"
-                    )
+                if archive is not None and not is_same(last, archive, plan):
+                    raise _unfinished_error(last)
                 return run_rollout(self._progress(last, on_change))
             if archive is None:
                 raise NoRolloutError("there is no rollout to continue; name an archive to begin one")
             model = self.gateway.table().get(read_contents(archive).name)
-            state = new_rollout(model, archive.absolute(), plan, operator=operator(), servers=self._servers())
+            state = new_rollout(model, archive.absolute(), plan or Plan(), operator=operator(), servers=self._servers())
             self.files.write(state)
             return run_rollout(self._progress(state, on_change))
 
@@ -68,12 +66,16 @@ class Rollouts:
 
         Raises:
             BusyError: another process runs a rollout.
-            RolloutError: the history has no such version.
+            RolloutError: the history has no such version, or another rollout has to be finished first.
         """
         last = self.files.read()
-        if last is not None and not last.is_finished and version in (None, last.stable.version):
+        is_meant = last is not None and model in (None, last.model) and version in (None, last.stable.version)
+        if last is not None and not last.is_finished and is_meant:
             return self.abort(on_change=on_change)
         with self._lock():
+            last = self.files.read()
+            if last is not None and not last.is_finished:
+                raise _unfinished_error(last)
             row = self.gateway.table().choose(model)
             release = find_release(self.files.history(), version, model=row.name, now=row.default)
             source = self.gateway.folder.store.path(release.archive)
@@ -89,6 +91,7 @@ class Rollouts:
 
         Raises:
             NoRolloutError: no rollout is under way, or no process runs it.
+            RolloutError: it was asked to abort, and is about to.
         """
         state = self._unfinished()
         if not self.is_run():
@@ -96,6 +99,8 @@ class Rollouts:
                 f"the rollout of {state.source} is {state.status}, and no process runs it; continue it with imgcls "
                 "rollout start, or end it with imgcls rollout abort"
             )
+        if self.files.read_request() == "abort":
+            raise RolloutError(f"the rollout of {state.source} was asked to abort, and does so at its next step")
         self.files.put_request(request)
         return state
 
@@ -178,6 +183,27 @@ def is_run(files: RolloutFiles) -> bool:
         return True
 
 
+def is_same(last: RolloutState, archive: Path, plan: Plan | None) -> bool:
+    """Whether a rollout is of this archive, as it is now, and by this plan; None: whichever.
+
+    Raises:
+        ArchiveError: the archive cannot be read.
+    """
+    if str(archive.absolute()) != last.source or plan not in (None, last.plan):
+        return False
+    if last.candidate is None or not archive.exists():  # not copied yet; or the copy is all there is
+        return True
+    return read_integrity(archive).tree_sha256 == last.candidate.tree_sha256
+
+
+def _unfinished_error(last: RolloutState) -> RolloutError:
+    version = f", version {last.candidate.version}," if last.candidate else ""
+    return RolloutError(
+        f"the rollout of {last.source}{version} is {last.status}, and keeps its archive and plan; continue it with "
+        "imgcls rollout start, naming neither, or end it with imgcls rollout abort, before another one"
+    )
+
+
 def read_files(folder: GatewayFolder) -> RolloutFiles:
     """Returns the files of a gateway's rollouts, whether or not it runs.
 
@@ -247,21 +273,29 @@ def steps_of(plan: Plan, *, is_undo: bool = False, servers: Sequence[str] = ()) 
 def find_release(history: list[dict[str, object]], version: str | None, *, model: str, now: str) -> Release:
     """Returns the newest release of a version in the history; without a version, the one before the present one.
 
+    The last entry need not tell that one: its rollout may have been aborted while the old version was kept warm.
+
     Raises:
         RolloutError: there is none.
     """
-    releases: list[Release] = []
-    for entry in history:
-        if entry.get("model") == model:
-            releases += [Release.model_validate(entry["before"]), Release.model_validate(entry["release"])]
+    rolled = [
+        (Release.model_validate(entry["before"]), Release.model_validate(entry["release"]))
+        for entry in history
+        if entry.get("model") == model
+    ]
+    releases = [release for pair in rolled for release in pair]
+    known = ", ".join(dict.fromkeys(each.version for each in releases if each.version != now)) or "none"
     if version is None:
-        before = [Release.model_validate(entry["before"]) for entry in history if entry.get("model") == model]
-        if not before:
+        if not rolled:
             raise RolloutError(f"{model}: no version was rolled yet, so there is none to go back to")
-        return before[-1]
+        found = [before for before, release in rolled if release.version == now]
+        if not found:
+            raise RolloutError(
+                f"{model}: {now} is served, and the history has none before it; name the version to go to: {known}"
+            )
+        return found[-1]
     found = [release for release in releases if release.version == version]
     if not found or version == now:
-        known = ", ".join(dict.fromkeys(each.version for each in releases if each.version != now)) or "none"
         raise RolloutError(f"{model}: cannot go back to {version!r}; the history has {known}, and {now} is served")
     return found[-1]
 

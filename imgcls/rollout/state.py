@@ -135,10 +135,17 @@ class RolloutFiles:
 
     def take_request(self) -> str | None:
         """Returns what an operator asked for since, once."""
+        request = self.read_request()
         try:
-            request = json.loads(self.request_file.read_bytes())["request"]
             self.request_file.unlink()
-            return str(request)
+        except OSError:
+            return None
+        return request
+
+    def read_request(self) -> str | None:
+        """Returns what an operator asks for, which stays to be taken."""
+        try:
+            return str(json.loads(self.request_file.read_bytes())["request"])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

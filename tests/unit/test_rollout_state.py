@@ -1,5 +1,6 @@
 """Where a rollout stands, its steps, and what an operator may ask of it; the engine itself runs in tests/slow."""
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -9,13 +10,15 @@ import pytest
 
 from bench.open_loop import Answer
 from bench.rollout import Span, find_forbidden
+from imgcls.gateway.folder import GatewayFolder
+from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.table import Model, Shadow, Table, Version
 from imgcls.rollout import instances, traffic
 from imgcls.rollout.errors import RolloutError
-from imgcls.rollout.plan import Plan
+from imgcls.rollout.plan import Hook, Plan
 from imgcls.rollout.plan import Shadow as ShadowPlan
 from imgcls.rollout.progress import AbortRequestedError, Progress
-from imgcls.rollout.rollouts import find_release, new_rollout, steps_of
+from imgcls.rollout.rollouts import Rollouts, find_release, new_rollout, steps_of
 from imgcls.rollout.state import Release, RolloutFiles, RolloutState
 
 
@@ -134,6 +137,91 @@ def test_undo_goes_to_the_version_before_or_to_one_of_the_history() -> None:
         find_release(history, "8", model="imgcls", now="3")
     with pytest.raises(RolloutError, match="no version was rolled yet"):
         find_release([], None, model="imgcls", now="3")
+    assert find_release(history, None, model="imgcls", now="2").version == "1"  # 3 was aborted while 2 was kept warm
+    with pytest.raises(RolloutError, match=r"1 is served, and the history has none before it; name .*: 2, 3"):
+        find_release(history, None, model="imgcls", now="1")
+
+
+class FakeGateway:
+    """A table without servers, so that every step of a rollout has nothing to wait for."""
+
+    def __init__(self, folder: GatewayFolder) -> None:
+        self.folder = folder
+        self.members = ()
+        self.admin = SimpleNamespace(in_flight=lambda _: 0)
+        self.table = folder.table.read
+        self.change = folder.table.change
+
+
+@pytest.fixture
+def rollouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rollouts:
+    folder = GatewayFolder(tmp_path / "state")
+    folder.prepare()
+    folder.supervisor_file.touch()
+    folder.table.change(lambda _: table(row("2", weight=100), row("1")))
+    monkeypatch.setattr(GatewayFolder, "read_running", lambda _: SimpleNamespace(trust=None))
+    monkeypatch.setattr(Gateway, "of", lambda folder, _: FakeGateway(folder))
+    return Rollouts(folder)
+
+
+def left_at(rollouts: Rollouts, state: RolloutState, kind: str) -> RolloutState:
+    """Leaves a rollout as a killed process does."""
+    kinds = [step.kind for step in state.steps]
+    for number in range(kinds.index(kind)):
+        state = state.with_step(number, status="done")
+    state = state.with_step(kinds.index(kind), status="running").model_copy(update={"candidate": release("2")})
+    rollouts.files.write(state)
+    return state
+
+
+def ignore(*_: object) -> None:
+    pass
+
+
+def test_a_rollout_whose_old_version_is_retired_is_over_even_where_it_shall_be_aborted(rollouts, state) -> None:
+    rollouts.gateway.change(lambda now: traffic.remove(now, "imgcls", "1"))
+    left_at(rollouts, state, "retire")
+    ended = rollouts.abort(on_change=ignore)
+    assert (ended.status, ended.current()) == ("promoted", None)
+    assert re.fullmatch("aborted by .*; 1 had been retired by then, imgcls rollout undo loads it again", ended.reason)
+    failing = Plan(hooks={"after_retire": (Hook(exec=("false",)),)})
+    left_at(rollouts, state.model_copy(update={"plan": failing}), "retire")
+    ended = rollouts.start(None, None, on_change=ignore)
+    assert ended.status == "promoted"
+    assert "false ended with exit status 1" in ended.reason
+
+
+def test_undo_of_another_version_or_model_leaves_a_rollout_under_way_alone(rollouts, state) -> None:
+    left = left_at(rollouts, state, "keep-warm")
+    before = rollouts.gateway.table()
+    for version, model in (("0", None), ("0", "imgcls"), (None, "other")):
+        with pytest.raises(RolloutError, match="version 2, is running, and keeps its archive"):
+            rollouts.undo(version, model=model, on_change=ignore)
+    assert (rollouts.files.read(), rollouts.gateway.table()) == (left, before)
+    assert rollouts.undo(None, model="imgcls", on_change=ignore).status == "rolled-back"
+    assert weights(rollouts.gateway.table()) == {"1": 100}
+
+
+def test_a_rollout_is_not_continued_with_another_archive_or_plan(rollouts, state, tmp_path, monkeypatch) -> None:
+    archive = tmp_path / "2.mar"
+    archive.touch()
+    left_at(rollouts, state.model_copy(update={"source": str(archive)}), "retire")
+    trees = iter("10")
+    monkeypatch.setattr("imgcls.rollout.rollouts.read_integrity", lambda _: SimpleNamespace(tree_sha256=next(trees)))
+    for plan in (None, Plan(keep_warm_s=1.0)):  # built anew since; another plan
+        with pytest.raises(RolloutError, match="keeps its archive and plan; continue it with imgcls rollout start,"):
+            rollouts.start(archive, plan, on_change=ignore)
+    assert rollouts.start(archive, Plan(), on_change=ignore).status == "promoted"
+
+
+def test_nothing_that_is_asked_later_takes_the_place_of_an_abort(rollouts, state, monkeypatch) -> None:
+    left_at(rollouts, state, "load")
+    monkeypatch.setattr(rollouts, "is_run", lambda: True)
+    rollouts.ask("pause")
+    rollouts.files.put_request("abort")
+    with pytest.raises(RolloutError, match="was asked to abort"):
+        rollouts.ask("promote")
+    assert rollouts.files.take_request() == "abort"
 
 
 @pytest.fixture
