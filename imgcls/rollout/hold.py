@@ -31,7 +31,8 @@ def hold(run: Progress, step: StepState, *, min_samples: int = 0) -> bool:
     began_s = time.monotonic()
     has_ended = False
     while True:
-        if run.wait(min(analysis.interval_s, max(POLL_S, step.hold_s))):
+        left_s = analysis.interval_s if has_ended else step.hold_s - (time.monotonic() - began_s)
+        if run.wait(min(analysis.interval_s, max(POLL_S, left_s))):  # no more often than the plan's schedule foresees
             return True
         held_s = time.monotonic() - began_s
         phase: Phase = "hold" if held_s < step.hold_s else "wait" if has_ended else "end"

@@ -36,11 +36,12 @@ def _run_command(hook: Hook, *, point: str, body: str) -> None:
             input=body,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=hook.timeout_s,
             env=os.environ | {"IMGCLS_ROLLOUT_POINT": point},
             check=False,
         )
-    except (OSError, subprocess.TimeoutExpired) as err:
+    except (OSError, ValueError, subprocess.TimeoutExpired) as err:  # ValueError: a NUL in the command
         raise HookError(f"hook {point}: {command[0]} could not be run to its end: {err}") from err
     if result.returncode != 0:
         said = " ".join((result.stderr or result.stdout).split())[-SHOWN:]

@@ -31,7 +31,10 @@ def read_labels(path: Path) -> dict[str, str]:
     match path.suffix.lower():
         case ".csv":
             reader = csv.DictReader(io.StringIO(text))
-            return dict(_read_row(row, where=f"{path}:{reader.line_num}") for row in reader)
+            try:
+                return dict(_read_row(row, where=f"{path}:{reader.line_num}") for row in reader)
+            except csv.Error as err:
+                raise LabelsError(f"{path}: is not CSV after line {reader.line_num}: {err}") from err
         case ".jsonl":
             lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
             return dict(_read_line(line, where=f"{path}:{number}") for number, line in lines)

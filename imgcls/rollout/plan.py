@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from imgcls.rollout.errors import PlanError
@@ -25,10 +25,19 @@ Step = Literal[
 HOOK_POINTS = tuple(f"{when}_{step}" for step in get_args(Step) for when in ("before", "after"))
 
 
+def _check_decimals(percent: float) -> float:
+    if round(percent, 2) != percent:
+        raise PydanticCustomError("rollout", "expected at most two decimals", {"path": "", "got": percent})
+    return percent
+
+
+Hundredths = AfterValidator(_check_decimals)  # what the gateway splits requests by
+
+
 class Shadow(Section):
     """Copies of requests go to the new version too; clients see the stable version's answers alone."""
 
-    percent: Annotated[float, Field(ge=0, le=100, strict=True)] = Field(
+    percent: Annotated[float, Field(ge=0, le=100, strict=True), Hundredths] = Field(
         20.0, description="of requests that are copied; 0 skips the step"
     )
     hold_s: Seconds = Field(180.0, description="seconds of shadowing before the verdict counts")
@@ -38,7 +47,9 @@ class Shadow(Section):
 class CanaryStep(Section):
     """One share of traffic, and how long it is watched."""
 
-    weight: Annotated[float, Field(strict=True)] = Field(description="percent of requests, rising from step to step")
+    weight: Annotated[float, Field(strict=True), Hundredths] = Field(
+        description="percent of requests, rising from step to step"
+    )
     hold_s: Seconds = Field(180.0, description="seconds before the verdict counts")
 
 
@@ -63,7 +74,9 @@ class Canary(Section):
 class Analysis(Section):
     """How answers are judged during shadow and canary."""
 
-    interval_s: Positive = Field(10.0, description="seconds from one judgement to the next")
+    interval_s: Annotated[float, Field(ge=0.1, le=86_400, strict=True)] = Field(
+        10.0, description="seconds from one judgement to the next"
+    )
     confidence: Annotated[float, Field(ge=0.5, le=0.999, strict=True)] = Field(
         0.95, description="that a whole rollout is not failed wrongly, and no bad version succeeds"
     )
@@ -79,7 +92,7 @@ class Hook(Section):
 
     exec: tuple[str, ...] | None = Field(None, min_length=1, description="a command and its arguments; no shell")
     webhook: str | None = Field(None, pattern="^https?://.", description="http or https address that gets a POST")
-    timeout_s: Positive = Field(30.0, description="seconds it may take")
+    timeout_s: Annotated[float, Field(gt=0, le=86_400, strict=True)] = Field(30.0, description="seconds it may take")
     on_failure: Literal["abort", "ignore"] = Field("abort", description="abort the rollout, or ignore")
 
     @model_validator(mode="after")

@@ -88,6 +88,7 @@ def test_labels_are_read_from_jsonl_and_csv(tmp_path):
         ("a.jsonl", "cat\n", r"a\.jsonl:1: is not JSON"),
         ("a.csv", "id,label\n1,cat\n", r"a\.csv:2: got id='1'"),
         ("a.csv", "request_id,label\n1\n", r"a\.csv:2: got"),
+        ("a.csv", f"request_id,label\n1,{'c' * 200_000}\n", r"a\.csv: is not CSV after line 1: field larger"),
         ("a.txt", "", r"expected a \.jsonl or \.csv"),
     ],
 )

@@ -12,14 +12,19 @@ from bench.open_loop import Answer
 from bench.rollout import Span, find_forbidden
 from imgcls.gateway.folder import GatewayFolder
 from imgcls.gateway.gateway import Gateway
+from imgcls.gateway.listeners import EnvoyPaths
 from imgcls.gateway.table import Model, Shadow, Table, Version
 from imgcls.rollout import instances, traffic
-from imgcls.rollout.errors import RolloutError
-from imgcls.rollout.plan import Hook, Plan
+from imgcls.rollout.errors import HookError, RolloutError
+from imgcls.rollout.hold import hold
+from imgcls.rollout.hooks import run_hook
+from imgcls.rollout.plan import Canary, CanaryStep, Hook, Plan
 from imgcls.rollout.plan import Shadow as ShadowPlan
 from imgcls.rollout.progress import AbortRequestedError, Progress
 from imgcls.rollout.rollouts import Rollouts, find_release, new_rollout, steps_of
 from imgcls.rollout.state import Release, RolloutFiles, RolloutState
+from imgcls.rollout.verdicts import Report
+from imgcls.rollout.window import Window
 
 
 def row(version: str, **fields) -> Version:
@@ -256,6 +261,44 @@ def test_an_operator_can_pause_and_go_on_or_abort(progress: Progress) -> None:
     progress.files.put_request("abort")
     with pytest.raises(AbortRequestedError):
         progress.wait(5)
+
+
+@pytest.mark.parametrize("hold_s", [0.0, 3.0, 10.0, 25.0])
+def test_a_hold_is_judged_no_more_often_than_its_schedule_foresees(progress, state, monkeypatch, hold_s) -> None:
+    plan = Plan(shadow=ShadowPlan(percent=0.0), canary=Canary(steps=(CanaryStep(weight=50.0, hold_s=hold_s),)))
+    step = next(step for step in steps_of(plan) if step.kind == "canary")
+    progress.state = state.model_copy(update={"plan": plan, "steps": steps_of(plan), "candidate": release("2")})
+    progress.gateway.paths = EnvoyPaths(progress.files.folder, progress.files.folder)
+    now_s, looks = [0.0], []
+
+    def wait(seconds: float) -> bool:
+        now_s[0] += seconds
+        return False
+
+    def see(window: Window, *_: object) -> Report:
+        looks.append(window.look)
+        return Report("inconclusive", (), "")
+
+    monkeypatch.setattr("imgcls.rollout.hold.time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    monkeypatch.setattr("imgcls.rollout.hold.judge", see)
+    monkeypatch.setattr(progress, "wait", wait)
+    monkeypatch.setattr(progress, "pause", lambda _: False)
+    hold(progress, step)
+    assert [look.phase for look in looks].count("end") == 1
+    assert [look.phase for look in looks].count("wait") == plan.schedule().waits
+    assert len(looks) == plan.schedule().interims + 1
+    alpha_to_succeed = sum(look.levels(confidence=0.95, limits=1).succeed for look in looks if look.phase != "hold")
+    assert alpha_to_succeed == pytest.approx(0.05)
+
+
+def test_a_hook_may_say_what_is_no_text(tmp_path: Path) -> None:
+    command = tmp_path / "say"
+    command.write_text("#!/bin/sh\nprintf '\\377 no' >&2\nexit 3\n")
+    command.chmod(0o755)
+    with pytest.raises(HookError, match="exit status 3: \ufffd no"):
+        run_hook(Hook(exec=(str(command),)), point="before_load", payload={})
+    with pytest.raises(HookError, match="could not be run to its end: embedded null byte"):
+        run_hook(Hook(exec=("a\0b",)), point="before_load", payload={})
 
 
 def test_an_answer_of_a_version_that_was_not_allowed_is_found() -> None:
