@@ -159,11 +159,21 @@ def label(
     state: StateOption = STATE,
 ) -> None:
     """Hands in what requests really showed, for the accuracy of both versions."""
-    from imgcls.rollout.labels import append_labels, read_labels
+    from imgcls.rollout.labels import append_labels, find_strange, read_labels
 
     labels = read_labels(file)
-    append_labels(_open(state).files.labels_file, labels)
+    rollouts = _open(state)
+    strange = find_strange(labels, rollouts.classes(), where=file)
+    append_labels(rollouts.files.labels_file, labels)
     print(f"{len(labels)} labels taken")
+    if strange:
+        names = set(strange)
+        count = sum(label in names for label in labels.values())
+        print(
+            f"warning: {count} of them, such as {strange[0]!r}, are no class of a version that is served; every answer "
+            "to their requests counts as wrong",
+            file=sys.stderr,
+        )
 
 
 @app.command()

@@ -7,12 +7,14 @@ appends at a time; a line that a crash cut short is left out when reading, and d
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from imgcls.files import append_text
 from imgcls.rollout.errors import LabelsError
 from imgcls.rollout.samples import OK, Sample
+
+SHOWN = 3  # names in a message
 
 
 def read_labels(path: Path) -> dict[str, str]:
@@ -39,6 +41,22 @@ def read_labels(path: Path) -> dict[str, str]:
             lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
             return dict(_read_line(line, where=f"{path}:{number}") for number, line in lines)
     raise LabelsError(f"{path}: expected a .jsonl or .csv file with request_id and label")
+
+
+def find_strange(labels: Mapping[str, str], classes: Collection[str], *, where: Path) -> list[str]:
+    """Returns the labels that are no class, so that every answer to their requests counts as wrong.
+
+    Raises:
+        LabelsError: all are: they are written otherwise, and two versions that are never right look alike.
+    """
+    strange = sorted(set(labels.values()) - set(classes))
+    if strange and len(strange) == len(set(labels.values())):
+        names = ", ".join(repr(name) for name in sorted(classes)[:SHOWN])
+        raise LabelsError(
+            f"{where}: none of its {len(labels)} labels, such as {strange[0]!r}, is a class of a version that is "
+            f"served; expected names such as {names}, as answers have them"
+        )
+    return strange
 
 
 def append_labels(path: Path, labels: Mapping[str, str]) -> None:

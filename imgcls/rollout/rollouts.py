@@ -147,6 +147,16 @@ class Rollouts:
             )
             return paths, remove(paths)
 
+    def classes(self) -> frozenset[str]:
+        """Returns the classes of all versions that there are.
+
+        Raises:
+            ArchiveError: an archive is gone from the store, or cannot be read.
+        """
+        rows = [row for model in self.gateway.table().models for row in model.versions]
+        store = self.gateway.folder.store
+        return frozenset(name for row in rows for name in read_contents(store.path(row.archive)).classes)
+
     def is_run(self) -> bool:
         """Whether a process runs a rollout now."""
         return is_run(self.files)

@@ -1,9 +1,18 @@
 """Answers are paired by request id, and labels find the answers that they belong to."""
 
+from pathlib import Path
+
 import pytest
 
 from imgcls.rollout.errors import LabelsError
-from imgcls.rollout.labels import append_labels, count_unknown, find_right, load_labels, read_labels
+from imgcls.rollout.labels import (
+    append_labels,
+    count_unknown,
+    find_right,
+    find_strange,
+    load_labels,
+    read_labels,
+)
 from imgcls.rollout.samples import Sample, join_answers, pair_answers
 
 
@@ -96,6 +105,14 @@ def test_labels_that_cannot_be_used_are_named_by_line(tmp_path, name, text, prob
     (tmp_path / name).write_text(text)
     with pytest.raises(LabelsError, match=problem):
         read_labels(tmp_path / name)
+
+
+def test_labels_that_are_written_otherwise_than_the_classes_are_refused():
+    classes, where = {"cat", "dog"}, Path("labels.csv")
+    assert find_strange({}, classes, where=where) == []
+    assert find_strange({"1": "cat", "2": "none of them"}, classes, where=where) == ["none of them"]
+    with pytest.raises(LabelsError, match=r"labels\.csv: none of its 2 labels, such as 'Cat', .* such as 'cat', 'dog'"):
+        find_strange({"1": "Cat", "2": "Cat"}, classes, where=where)
 
 
 def test_last_label_wins_and_a_cut_line_is_left_out(tmp_path):
