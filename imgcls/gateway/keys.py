@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from imgcls.errors import UsageError
 from imgcls.files import write_atomic
-from imgcls.gateway.settings import describe_invalid
+from imgcls.gateway.settings import SLOWEST_RATE, describe_invalid
 
 PREFIX = "imk_"  # lets scanners of leaked secrets, and the gateway, tell a key from a token
 SECRET_BYTES = 32
@@ -40,7 +40,7 @@ class ApiKey(BaseModel):
     created: AwareDatetime
     expires: AwareDatetime | None = None
     revoked: AwareDatetime | None = None
-    requests_per_s: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+    requests_per_s: Annotated[float, Field(ge=SLOWEST_RATE, le=1_000_000)] | None = None
     burst: Annotated[int, Field(gt=0, le=10_000_000)] | None = None  # None: what the rate gives in a second
     models: tuple[ModelName, ...] | None = None  # None: all
 

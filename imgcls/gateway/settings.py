@@ -15,7 +15,10 @@ from imgcls.serving.ports import LOOPBACK
 
 DEFAULT_FILE = Path("gateway.yaml")
 Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Seconds = Annotated[float, Field(ge=0.001, le=86_400)]  # less would be written as 0, which is none to Envoy
+# Where Envoy cannot hold one bucket, it takes no routes at all, and no weight can be changed any more.
+SLOWEST_RATE, FASTEST_RATE = 1e-6, 1e9
+Rate = Annotated[float, Field(ge=SLOWEST_RATE, le=FASTEST_RATE)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
 
 
@@ -44,7 +47,7 @@ class Jwt(_Section):
     issuer: str
     jwks: Path  # the public keys, a JSON Web Key Set
     audiences: tuple[str, ...] = ()
-    requests_per_s: Annotated[float, Field(gt=0)] | None = None  # of each subject
+    requests_per_s: Rate | None = None  # of each subject
 
 
 class Access(_Section):
@@ -71,9 +74,9 @@ class Limits(_Section):
     # Of one version on one server, waiting ones included: more get 503 at once. TorchServe's queue holds 100.
     max_in_flight: Annotated[int, Field(gt=0, le=10_000)] = 100
     max_connections: Annotated[int, Field(gt=0, le=1_000_000)] = 10_000
-    requests_per_s: Annotated[float, Field(gt=0)] | None = None  # of all clients together; None: no limit
+    requests_per_s: Rate | None = None  # of all clients together; None: no limit
     # Of each client that has no rate of its own; all without a key are one client. None: no limit.
-    client_requests_per_s: Annotated[float, Field(gt=0)] | None = None
+    client_requests_per_s: Rate | None = None
 
 
 class Readiness(_Section):

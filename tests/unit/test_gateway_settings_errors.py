@@ -19,6 +19,9 @@ WRONG = {
     "listen: {port: x}": r"listen\.port is 'x'; .*integer",
     "[a]": r"it is \['a'\]; expected keys with values",
     "listen: 8000": r"listen is 8000; expected keys with values",
+    "limits: {requests_per_s: 1.0e-13}": r"limits\.requests_per_s is 1e-13; .*greater than or equal to 0\.000001",
+    "limits: {client_requests_per_s: .inf}": r"limits\.client_requests_per_s is inf; .*than or equal to 1000000000",
+    "limits: {request_timeout_s: 0.0004}": r"limits\.request_timeout_s is 0\.0004; .*greater than or equal to 0\.001",
     "listen: {host: 0.0.0.0}": r"listen\.host is 0\.0\.0\.0, open to a network",
 }
 

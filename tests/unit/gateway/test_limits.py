@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from imgcls.errors import UsageError
 from imgcls.gateway.keys import create_key, read_keys
 from imgcls.gateway.limits import route_limits
-from imgcls.gateway.settings import Access, Limits, Settings
+from imgcls.gateway.settings import FASTEST_RATE, SLOWEST_RATE, Access, Limits, Settings
 
 
 @pytest.fixture
@@ -121,6 +122,18 @@ def test_health_is_not_limited(running):
     with running(Settings(limits=Limits(requests_per_s=0.05, client_requests_per_s=0.05))) as gateway:
         assert statuses(gateway, 2) == [200, 429]
         assert [gateway.ask("/healthz/live", method="GET").status for _ in range(5)] == [200] * 5
+
+
+def test_envoy_takes_the_slowest_and_the_fastest_rate_that_may_be_set(running, file):
+    with pytest.raises(UsageError, match=r"requests_per_s is 1e-12; .* greater than or equal to"):
+        create_key(file, "never", requests_per_s=1e-12)  # a bucket that Envoy refuses, and all routes with it
+    key, _ = create_key(file, "slow", requests_per_s=SLOWEST_RATE)
+    access = Access(keys=file, anonymous=True)
+    limits = Limits(requests_per_s=FASTEST_RATE, client_requests_per_s=SLOWEST_RATE)
+    with running(Settings(access=access)) as gateway:
+        gateway.apply(Settings(access=access, limits=limits))
+        assert statuses(gateway, 2, key=key) == [200, 429]
+        assert statuses(gateway, 2) == [200, 429]
 
 
 @pytest.mark.parametrize("rate", [0.001, 0.7, 1, 19, 20, 21, 333.3, 1_000_000])
