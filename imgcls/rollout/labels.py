@@ -100,11 +100,18 @@ def count_unknown(labels: Mapping[str, str], samples: Iterable[Sample]) -> int:
 
 
 def find_right(samples: Iterable[Sample], labels: Mapping[str, str], *, version: str) -> dict[str, bool]:
-    """Says for each labelled request that a version answered with 200 whether it answered right, by request id."""
+    """Says for each labelled request that a version answered with a class whether it answered right, by request id.
+
+    Answers that name no one class, as those for many images, say nothing: taken for wrong, they would make two versions
+    alike that are not.
+    """
     return {
         sample.request_id: sample.label == labels[sample.request_id]
         for sample in samples
-        if sample.version == version and sample.status == OK and sample.request_id in labels
+        if sample.version == version
+        and sample.status == OK
+        and sample.label is not None
+        and sample.request_id in labels
     }
 
 

@@ -129,4 +129,6 @@ def test_labels_find_their_answers_and_unknown_ones_are_counted():
     samples = [answer("1"), answer("2", status=500, label=None), answer("3", "2"), answer("4", label="dog")]
     labels = {"1": "cat", "2": "cat", "3": "cat", "4": "cat", "9": "cat"}
     assert find_right(samples, labels, version="1") == {"1": True, "4": False}
+    of_many_images = answer("9", label=None, probability=None)
+    assert find_right([*samples, of_many_images], labels, version="1") == {"1": True, "4": False}
     assert count_unknown(labels, samples) == 1
