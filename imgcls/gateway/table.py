@@ -255,3 +255,15 @@ def exclusive(path: Path, *, busy: str) -> Iterator[None]:
         except BlockingIOError as err:
             raise BusyError(busy) from err
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock file; changes nothing, so it can be told where nothing can be written."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True

@@ -13,7 +13,7 @@ from imgcls.archive.verify import read_integrity
 from imgcls.gateway.errors import BusyError, NoGatewayError
 from imgcls.gateway.folder import GatewayFolder
 from imgcls.gateway.gateway import Gateway
-from imgcls.gateway.table import WHOLE, Model, exclusive
+from imgcls.gateway.table import WHOLE, Model, exclusive, is_held
 from imgcls.rollout.engine import roll_back, run_rollout
 from imgcls.rollout.errors import NoRolloutError, RolloutError
 from imgcls.rollout.plan import Plan, Shadow
@@ -186,11 +186,7 @@ class Rollouts:
 
 def is_run(files: RolloutFiles) -> bool:
     """Whether a process runs a rollout now."""
-    try:
-        with exclusive(files.lock_file, busy=BUSY):
-            return False
-    except BusyError:
-        return True
+    return is_held(files.lock_file)
 
 
 def is_same(last: RolloutState, archive: Path, plan: Plan | None) -> bool:

@@ -1,5 +1,6 @@
 """What a gateway's rollouts leave on the disk, read and pruned without a gateway that runs."""
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 from imgcls.cli.main import app
 from imgcls.gateway.errors import NoGatewayError
 from imgcls.gateway.folder import GatewayFolder
-from imgcls.gateway.table import Model, Table, Version
+from imgcls.gateway.table import Model, Table, Version, exclusive
 from imgcls.rollout.errors import RolloutError
 from imgcls.rollout.plan import Plan
 from imgcls.rollout.prune import find_unneeded, remove
@@ -65,6 +66,17 @@ def test_status_history_and_audit_are_read_while_no_gateway_runs(folder: Gateway
     assert "1 to 2" in run("rollout", "history", "--state", folder.state)[1]
     assert json.loads(run("rollout", "audit", "--state", folder.state)[1]) == {"event": "promoted"}
     assert not is_run(files)
+
+
+def test_whether_a_process_runs_it_is_told_to_everyone_and_where_nothing_can_be_written(folder: GatewayFolder) -> None:
+    files = read_files(folder)
+    assert not is_run(files)
+    assert not files.lock_file.exists()  # as on a disk that has become read-only
+    with exclusive(files.lock_file, busy="busy"):
+        assert is_run(files)
+    with files.lock_file.open("rb") as file:  # as another status does at the same moment
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert not is_run(files)
 
 
 def test_a_state_folder_without_a_gateway_is_named(tmp_path: Path) -> None:
