@@ -75,7 +75,7 @@ class EnvoyProcess:
         log.warning("Envoy has ended with status %s; starting it again", self._process and self._process.returncode)
         try:
             self._launch()
-        except EnvoyError as err:
+        except (EnvoyError, OSError) as err:  # OSError: no memory or process to be had, or a disk that is read-only
             log.error("%s; trying again in %.1f s", err, self._back_off_s)
             time.sleep(self._back_off_s)
             self._back_off_s = min(LONGEST_BACK_OFF_S, 2 * self._back_off_s)

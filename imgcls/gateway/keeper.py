@@ -74,7 +74,10 @@ class Keeper(threading.Thread):
                     break
                 self.problem, self.failure = str(err), err if isinstance(err, ImgclsError) else None
                 log.warning("%s: %s", self.member.name, err, exc_info=None if self.failure else err)
-            self._take_down()
+            try:
+                self._take_down()
+            except (ImgclsError, OSError) as err:  # as on a disk that has become read-only; the next round tries again
+                log.warning("%s: cannot be taken down: %s", self.member.name, err)
             if time.monotonic() - began_s > HEALTHY_S:
                 back_off_s = FIRST_BACK_OFF_S
             log.warning("%s: starting it again in %.1f s", self.member.name, back_off_s)

@@ -55,5 +55,5 @@ def _post(hook: Hook, url: str, *, point: str, body: str) -> None:
         )
     except requests.RequestException as err:
         raise HookError(f"hook {point}: {url} was not reached: {type(err).__name__}") from err
-    if not response.ok:
+    if not 200 <= response.status_code < 300:  # a redirect is not followed, so nobody has got it
         raise HookError(f"hook {point}: {url} answered {response.status_code}: {response.text[:SHOWN]}")

@@ -3,6 +3,7 @@
 import re
 import threading
 import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +26,7 @@ from imgcls.rollout.rollouts import Rollouts, find_release, new_rollout, steps_o
 from imgcls.rollout.state import Release, RolloutFiles, RolloutState
 from imgcls.rollout.verdicts import Report
 from imgcls.rollout.window import Window
+from tests.support.http import Server
 
 
 def row(version: str, **fields) -> Version:
@@ -289,6 +291,25 @@ def test_a_hold_is_judged_no_more_often_than_its_schedule_foresees(progress, sta
     assert len(looks) == plan.schedule().interims + 1
     alpha_to_succeed = sum(look.levels(confidence=0.95, limits=1).succeed for look in looks if look.phase != "hold")
     assert alpha_to_succeed == pytest.approx(0.05)
+
+
+def test_a_webhook_that_moved_has_not_been_told() -> None:
+    class Moved(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(301)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with Server(("127.0.0.1", 0), Moved) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        hook = Hook(webhook=f"http://127.0.0.1:{server.server_address[1]}/")
+        with pytest.raises(HookError, match="answered 301"):
+            run_hook(hook, point="after_promote", payload={})
+        server.shutdown()
 
 
 def test_a_hook_may_say_what_is_no_text(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""What the machine may refuse the supervisor for a while, without ending what it keeps alive."""
+
+import errno
+import os
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from imgcls.gateway import keeper
+from imgcls.gateway.envoy_process import EnvoyProcess
+from imgcls.gateway.keeper import Keeper
+
+WAIT_S = 10.0
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+
+def test_a_server_is_started_again_once_the_disk_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "FIRST_BACK_OFF_S", 0.01)
+    monkeypatch.setattr(keeper, "LONGEST_BACK_OFF_S", 0.01)
+    monkeypatch.setattr(keeper.server, "stop", lambda _: False)
+    started = threading.Event()
+    member = SimpleNamespace(name="main", folder=None, mark_down=refuse)
+    kept = Keeper(member, None, None, on_change=lambda: None)
+    monkeypatch.setattr(kept, "_keep", lambda _: started.set())
+    monkeypatch.setattr(kept, "_start", lambda: member.mark_down())
+    kept.start()
+    time.sleep(0.2)
+    assert kept.is_alive() and not started.is_set()
+    member.mark_down = lambda: None
+    assert started.wait(WAIT_S)
+    kept.stop()
+
+
+def test_envoy_that_cannot_be_started_now_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    envoy = EnvoyProcess(
+        SimpleNamespace(settings=SimpleNamespace(listen=SimpleNamespace(port=0)), paths=SimpleNamespace()), marker="x"
+    )
+    monkeypatch.setattr(envoy, "_launch", refuse)
+    envoy.keep()
+    assert envoy.has_ended
