@@ -26,22 +26,23 @@ class Observer:
         self._tails = ((LogTail(paths.access_log), False), (LogTail(paths.shadow_log), True))
         self._model = model
         self._versions = frozenset(versions)
-        self._began_s = time.time()
+        self._began_s = time.monotonic()
         self._samples: deque[Sample] = deque(maxlen=MOST_SAMPLES)
 
     def read(self) -> list[Sample]:
         """Reads what has come, and returns all samples of requests since the beginning."""
+        since_s = time.time() - (time.monotonic() - self._began_s)  # by the clock as it is now: it may have been set
         for tail, is_shadow in self._tails:
             for record in tail.read():
-                if self._is_of_interest(record):
+                if self._is_of_interest(record, since_s=since_s):
                     self._samples.append(sample_of(record, is_shadow=is_shadow))
         return list(self._samples)
 
-    def _is_of_interest(self, record: Record) -> bool:
+    def _is_of_interest(self, record: Record, *, since_s: float) -> bool:
         return (
             record.model == self._model
             and record.version in self._versions
-            and record.time_s >= self._began_s
+            and record.time_s >= since_s
             and record.flags not in TURNED_AWAY
             # A client that went away got no answer by its own will.
             and not (record.status == 0 and "DC" in record.flags)

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 from imgcls.gateway.access_log import KEPT, LogTail, parse_record, rotate
 from imgcls.gateway.envoy import Admin
 from imgcls.gateway.listeners import EnvoyPaths
-from imgcls.rollout.observe import read_answer, sample_of
+from imgcls.rollout.observe import Observer, read_answer, sample_of
 
 
 def line(number: int, **fields) -> bytes:
@@ -52,6 +53,29 @@ def test_a_line_that_is_broken_is_left_out_and_one_without_a_version_has_none() 
     record = parse_record(line(1, cluster=None, status=0, flags="DC"))
     assert record is not None
     assert (record.model, record.version, record.status, record.flags) == (None, None, 0, "DC")
+
+
+def test_answers_are_sampled_from_the_beginning_on_also_when_the_clock_is_set(tmp_path: Path, monkeypatch) -> None:
+    paths = EnvoyPaths(tmp_path, tmp_path)
+    clock = SimpleNamespace(wall_s=100_000.0, running_s=50.0)
+    monkeypatch.setattr(
+        "imgcls.rollout.observe.time",
+        SimpleNamespace(time=lambda: clock.wall_s, monotonic=lambda: clock.running_s),
+    )
+
+    def answered(number: int, *, ago_s: float, passed_s: float = 10.0) -> list[str]:
+        clock.wall_s, clock.running_s = clock.wall_s + passed_s, clock.running_s + passed_s
+        with paths.access_log.open("ab") as file:
+            file.write(line(number, time=str(clock.wall_s - ago_s)))
+        return [sample.request_id for sample in observer.read()]
+
+    observer = Observer(paths, model="imgcls", versions=("2.0",))
+    assert answered(0, ago_s=11) == []  # it was asked before
+    assert answered(1, ago_s=1) == ["1"]
+    clock.wall_s -= 3600
+    assert answered(2, ago_s=1) == ["1", "2"]
+    clock.wall_s += 7200
+    assert answered(3, ago_s=1) == ["1", "2", "3"]
 
 
 def test_an_answer_for_one_image_becomes_a_sample_with_its_best_class() -> None:
