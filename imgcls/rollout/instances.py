@@ -21,10 +21,13 @@ def swap(run: Progress, step: StepState) -> bool:
     """Gives one server the new version instead of the stable one; returns whether an operator cut the hold short.
 
     Raises:
-        StepFailedError: too few of the stable version would be left, the new one cannot be loaded, or its verdict.
+        StepFailedError: the server is gone, too few of the stable version would be left, the new one cannot be
+            loaded, or its verdict.
     """
     model, stable, names = run.state.model, run.state.stable, _names(run)
-    member = next(member for member in run.gateway.members if member.name == step.server)
+    member = next((member for member in run.gateway.members if member.name == step.server), None)
+    if member is None:  # gateway.yaml was changed while the rollout was left
+        raise StepFailedError(f"there is no server {step.server} any more; there is {', '.join(names) or 'none'}")
     _refuse_too_few(run, member)
     run.change(lambda table: leave(table, model, stable.version, member.name, servers=names, heir=run.candidate))
     _wait_until_idle(run, member, stable.version)

@@ -198,6 +198,14 @@ def test_a_rollout_whose_old_version_is_retired_is_over_even_where_it_shall_be_a
     assert "false ended with exit status 1" in ended.reason
 
 
+def test_a_server_that_is_gone_when_its_turn_comes_takes_the_rollout_back(rollouts, state) -> None:
+    rollouts.gateway.change(lambda _: table(row("1", weight=100), row("2")))
+    plan = Plan(strategy="instances")
+    left_at(rollouts, state.model_copy(update={"plan": plan, "steps": steps_of(plan, servers=("b",))}), "instance")
+    ended = rollouts.start(None, None, on_change=ignore)
+    assert (ended.status, ended.reason) == ("rolled-back", "there is no server b any more; there is none")
+
+
 def test_undo_of_another_version_or_model_leaves_a_rollout_under_way_alone(rollouts, state) -> None:
     left = left_at(rollouts, state, "keep-warm")
     before = rollouts.gateway.table()
