@@ -45,8 +45,12 @@ class Gateway:
         return cls(folder, folder.paths(state.sockets), state.settings)
 
     def table(self) -> Table:
-        """Returns the table as it is now."""
-        return self.folder.table.read()
+        """Returns the table as it is now.
+
+        Raises:
+            TableError: its file is broken, or gone: without it no route would lead anywhere.
+        """
+        return self.folder.table.read(is_needed=True)
 
     def known_table(self) -> Table:
         """Returns the table, or as it was when it could last be read: a file broken by hand must not end what serves.

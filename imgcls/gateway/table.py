@@ -198,15 +198,17 @@ class TableFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> Table:
-        """Returns the table; an empty one where there is no file.
+    def read(self, *, is_needed: bool = False) -> Table:
+        """Returns the table; an empty one where there is no file, unless one is needed.
 
         Raises:
-            TableError: the file is broken.
+            TableError: the file is broken, or is gone.
         """
         try:
             return Table.model_validate_json(self.path.read_bytes())
-        except FileNotFoundError:
+        except FileNotFoundError as err:
+            if is_needed:
+                raise TableError(f"{self.path}: is gone; restore a copy, or stop and serve anew") from err
             return Table()
         except OSError as err:
             raise TableError(f"{self.path}: cannot be read ({err})") from err

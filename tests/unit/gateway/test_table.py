@@ -10,6 +10,8 @@ from imgcls.gateway.access import guard
 from imgcls.gateway.apply import find_able
 from imgcls.gateway.clusters import Endpoint
 from imgcls.gateway.errors import BusyError, TableError
+from imgcls.gateway.folder import GatewayFolder
+from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.reconcile import find_actions, first_version
 from imgcls.gateway.routes import public_routes, shadow_routes, shares
 from imgcls.gateway.settings import Settings
@@ -82,6 +84,21 @@ def test_a_broken_file_is_told_and_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(TableError, match="is broken"):
         TableFile(tmp_path / "table.json").change(lambda table: table)
     assert (tmp_path / "table.json").read_text() == '{"models": ['
+
+
+def test_a_table_that_is_gone_leaves_the_routes_as_they_are(tmp_path: Path) -> None:
+    folder = GatewayFolder(tmp_path / "state")
+    folder.prepare()
+    table = folder.table.change(lambda _: Table(models=(model(row("1", weight=100)),)))
+    gateway = Gateway(folder, folder.paths(folder.path / "run"), Settings())
+    assert gateway.known_table() == table
+    gateway.apply()
+    before = gateway.paths.public_routes.read_bytes()
+    folder.table.path.unlink()
+    assert gateway.known_table() == table
+    with pytest.raises(TableError, match=r"table\.json: is gone; restore a copy"):
+        gateway.apply()
+    assert gateway.paths.public_routes.read_bytes() == before and b"/predictions/imgcls/1" in before
 
 
 def test_who_holds_a_lock_keeps_others_out(tmp_path: Path) -> None:
