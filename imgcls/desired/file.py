@@ -16,6 +16,7 @@ from imgcls.gateway.store import Store, Stored
 from imgcls.gateway.table import WHOLE, Autoscale, Model, Percent, Table, Version
 from imgcls.rollout.plan_problems import describe_problem
 from imgcls.serving.capacity import refuse_workers
+from imgcls.yaml_once import load_yaml
 
 Text = Annotated[str, Field(min_length=1, strict=True)]
 Count = Annotated[int, Field(ge=1, le=1000, strict=True)]
@@ -114,8 +115,8 @@ def read_desired(path: Path) -> Desired:
         UsageError: it cannot be read, or a key is unknown or wrong; one line that names it.
     """
     try:
-        fields = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: a date that is none
+        fields = load_yaml(path.read_bytes())
+    except (OSError, yaml.YAMLError) as err:
         raise UsageError(f"{path}: cannot be read: {' '.join(str(err).split())}") from err
     try:
         desired = Desired.model_validate({} if fields is None else fields)

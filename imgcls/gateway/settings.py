@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from imgcls.errors import UsageError
 from imgcls.serving.ports import LOOPBACK
+from imgcls.yaml_once import load_yaml
 
 DEFAULT_FILE = Path("gateway.yaml")
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -152,7 +153,7 @@ def read_settings(path: Path | None) -> Settings:
             return Settings()
         path = DEFAULT_FILE
     try:
-        fields = yaml.safe_load(path.read_bytes())
+        fields = load_yaml(path.read_bytes())
     except (OSError, yaml.YAMLError) as err:
         raise UsageError(
             f"{path}: cannot be read: {' '.join(str(err).split())}; name another with --gateway-config"

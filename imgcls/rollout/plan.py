@@ -18,6 +18,7 @@ from imgcls.rollout.looks import Schedule
 from imgcls.rollout.plan_problems import describe_problem
 from imgcls.rollout.plan_text import write_toml
 from imgcls.rollout.thresholds import Count, Flag, Positive, Seconds, Section, Thresholds
+from imgcls.yaml_once import load_yaml
 
 Step = Literal[
     "verify", "load", "golden", "shadow", "canary", "promote", "drain", "keep-warm", "retire", "instance", "abort"
@@ -173,7 +174,7 @@ def _parse(path: Path, text: str) -> Any:
             case ".toml":
                 return tomllib.loads(text)
             case ".yaml" | ".yml":
-                return yaml.safe_load(text) or {}
+                return load_yaml(text) or {}
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as err:
         raise PlanError(f"{path}: {' '.join(str(err).split())}") from err
     raise PlanError(f"{path}: a plan's name ends in .toml, .yaml or .yml; got {path.suffix or 'no suffix'}")

@@ -15,6 +15,7 @@ from imgcls.gateway.settings import Settings, read_settings
 WRONG = {
     "listn: {port: 1}": r"listn: unknown key \(meant listen\?\)",
     "limits: {max_in_fligth: 3}": r"limits\.max_in_fligth: unknown key \(meant max_in_flight\?\)",
+    "access: {anonymous: false}\naccess: {anonymous: true}": r"cannot be read: access is there twice; .*line 2",
     "zzz: 1": r"zzz: unknown key; docs/operations\.md lists",
     "listen: {port: x}": r"listen\.port is 'x'; .*integer",
     "[a]": r"it is \['a'\]; expected keys with values",

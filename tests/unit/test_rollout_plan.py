@@ -115,6 +115,14 @@ def test_what_is_wrong_is_named_on_one_line(tmp_path, text, problem):
     assert str(caught.value) == f"{tmp_path / 'plan.toml'}: {problem}"
 
 
+def test_a_key_of_yaml_that_stands_twice_is_refused_and_a_merge_is_not(tmp_path):
+    with pytest.raises(PlanError, match=r"plan\.yaml: interval_s is there twice; .*line 1"):
+        read(tmp_path, "analysis: {interval_s: 5.0, max_wait_s: 1.0, interval_s: 6.0}", "plan.yaml")
+    steps = "[{<<: *hold, weight: 3.0}, {<<: *hold, hold_s: 9.0, weight: 4.0}]"
+    merged = f"shadow: &hold {{hold_s: 5.0}}\ncanary: {{steps: {steps}}}"
+    assert [step.hold_s for step in read(tmp_path, merged, "plan.yaml").canary.steps] == [5.0, 9.0]
+
+
 def test_unreadable_plans_are_usage_errors(tmp_path):
     for text, name in (("a =", "plan.toml"), ("a: [", "plan.yaml"), ("{}", "plan.json"), ("- 1", "list.yaml")):
         with pytest.raises(UsageError) as caught:
