@@ -87,7 +87,7 @@ def read_trust(path: Path | None) -> Trust:
     try:
         data = path.read_bytes()
         fields, repeated = yaml.safe_load(data), _find_repetition(data)
-    except (OSError, yaml.YAMLError) as err:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: no UTF-8, or a date that is none
         raise TrustError(f"{path}: the trust file cannot be read: {' '.join(str(err).split())}") from err
     if repeated:
         raise TrustError(f"{path}: {repeated} stands in it more than once, of which YAML heeds the last; remove one")

@@ -28,4 +28,7 @@ def load_yaml(text: str | bytes) -> Any:
     Raises:
         yaml.YAMLError: it is no YAML, or a key stands twice in one mapping.
     """
-    return yaml.load(text, Loader=_OnceLoader)
+    try:
+        return yaml.load(text, Loader=_OnceLoader)
+    except (ValueError, RecursionError) as err:  # a date that is none, lists in lists without end
+        raise yaml.YAMLError(str(err)) from err

@@ -75,7 +75,7 @@ def read_spec(path: Path) -> ModelSpec:
     """
     try:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: no UTF-8, or a date that is none
         raise SpecError(f"{path}: cannot be read as YAML: {_first_line(err)}") from err
     if not isinstance(fields, dict):
         raise SpecError(f"{path}: got {type(fields).__name__}, expected a mapping with the fields of ModelSpec")

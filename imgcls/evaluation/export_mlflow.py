@@ -23,6 +23,7 @@ from imgcls.errors import RunError, UsageError
 from imgcls.evaluation.numbers import Number, read_numbers
 from imgcls.files import refuse_unwritable
 from imgcls.training.record import RECORD_FILE, TrainRecord, format_record, read_published
+from imgcls.yaml_once import load_yaml
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # with the password that it may have
@@ -226,8 +227,8 @@ def _dump(value: object) -> str:
 def _read_config(run: Path) -> dict[str, Any]:
     path = run / CONFIG_FILE
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        config = load_yaml(path.read_bytes()) if path.is_file() else {}
+    except (OSError, yaml.YAMLError) as err:
         raise RunError(f"{path}: cannot be read: {' '.join(str(err).split())}; delete it to export without") from err
     if not isinstance(config, dict):
         raise RunError(f"{path}: is no mapping of settings; delete it to export without")

@@ -33,6 +33,7 @@ from imgcls.evaluation.reports import TestReport, drop_report, hash_weights, sav
 from imgcls.evaluation.slices import measure_slices, read_columns
 from imgcls.evaluation.stored import EVALUATION_FOLDER, Stored, write_stored
 from imgcls.files import refuse_unwritable, write_atomic
+from imgcls.yaml_once import load_yaml
 from model.classifier import SPEC_FILE, Classifier
 from model.spec import read_spec
 
@@ -169,8 +170,8 @@ def read_run_data(run: Path) -> RunData:
     if not path.exists():
         return RunData()
     try:
-        return RunData.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as err:
+        return RunData.model_validate(load_yaml(path.read_bytes()))
+    except (OSError, yaml.YAMLError, ValidationError) as err:
         raise RunError(f"{path}: cannot be read: {' '.join(str(err).split())}") from err
 
 

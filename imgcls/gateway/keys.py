@@ -88,7 +88,7 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
         fields = yaml.load(path.read_bytes(), Loader=LOADER)
     except FileNotFoundError:
         return ()
-    except (OSError, yaml.YAMLError) as err:
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: a date that is none
         raise UsageError(f"{path}: cannot be read: {' '.join(str(err).split())}; restore a copy") from err
     try:
         return KeyFile.model_validate({} if fields is None else fields).keys

@@ -23,6 +23,7 @@ from pydantic_settings import (
 
 from imgcls.errors import UsageError
 from imgcls.training.progress import log
+from imgcls.yaml_once import load_yaml
 from model.errors import describe_validation_error
 from model.spec import Channels, Interpolation, Sample
 
@@ -351,8 +352,8 @@ def _make_parser(**options: Any) -> argparse.ArgumentParser:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        fields = load_yaml(path.read_bytes())
+    except (OSError, yaml.YAMLError) as err:
         raise UsageError(f"{path}: cannot be read as YAML: {' '.join(str(err).split())}") from err
     if not isinstance(fields, dict):
         raise UsageError(f"{path}: got {type(fields).__name__}; expected a mapping of settings, such as lr: 0.01")

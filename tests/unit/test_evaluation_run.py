@@ -141,6 +141,13 @@ def test_a_bad_test_set_is_found_before_any_is_measured(tmp_path: Path) -> None:
     assert not (run / "metrics.json").exists()
 
 
+def test_a_config_that_is_none_is_told_in_one_line(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "train_config.yaml").write_text("data: 2020-99-99")
+    with pytest.raises(RunError, match=r"train_config\.yaml: cannot be read: month must be in 1\.\.12"):
+        evaluate_run(run, tests={})
+
+
 def test_data_of_a_run_that_is_not_here_is_named_with_its_file(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "train_config.yaml").write_text("data: elsewhere")

@@ -46,7 +46,7 @@ def _to_yaml(value: object) -> str:
     return text.replace("nan", ".nan")
 
 
-@pytest.mark.parametrize("text", ["a: [", "just text", "", "- 1", "\x00"])
+@pytest.mark.parametrize("text", ["a: [", "just text", "", "- 1", "\x00", "a: 2020-99-99", f"a: {'[' * 9000}"])
 def test_a_file_that_is_no_mapping_is_refused_on_one_line(tmp_path: Path, text):
     path = tmp_path / "spec.yaml"
     path.write_text(text)

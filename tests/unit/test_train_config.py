@@ -132,6 +132,9 @@ def test_an_unknown_flag_ends_with_usage(capsys):
         ("- lr", "got list; expected a mapping"),
         ("", "got NoneType; expected a mapping"),
         ("lr: [", "cannot be read as YAML"),
+        ("lr: 2020-99-99", "cannot be read as YAML: month must be in 1..12"),
+        (f"lr: {'[' * 9000}", "cannot be read as YAML: maximum recursion depth"),
+        ("lr: 0.1\nepochs: 3\nlr: 0.2", "cannot be read as YAML: lr is there twice"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_on_one_line(tmp_path: Path, text, message):

@@ -276,6 +276,8 @@ BAD_FILES = {
     "": "is no trust file",
     "- policy": "is no trust file",
     "policy: [": "cannot be read",
+    "policy: 2020-99-99": "cannot be read",
+    f"policy: {'[' * 9000}": "cannot be read",
     "keys: [release.pub]": "policy: Field required",
     "policy: on": "policy: .*(got True)",
     "policy: sign": "policy: Input should be 'off', 'hash' or 'signed' (got 'sign')",
