@@ -117,9 +117,11 @@ def test_configuration_in_the_state_folder_is_not_overwritten(tmp_path: Path, ar
 def test_archive_that_wants_more_workers_than_could_be_is_refused(
     tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=300_000_000))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=200_000_000))
     (tmp_path / "config.properties").touch()
-    options = server.ServeOptions(archive, tmp_path / "config.properties", tmp_path / "state", port=0)
+    options = server.ServeOptions(
+        archive, tmp_path / "config.properties", tmp_path / "state", port=0, java="none, so that nothing is started"
+    )
     with pytest.raises(UsageError, match=r"colors\.mar: minWorkers is 2; expected at most 1"):
         server.start(options)
 
