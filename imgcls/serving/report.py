@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -112,8 +113,9 @@ def describe_server(folder: StateFolder) -> ServerReport:
     """
     state = folder.read_running()
     model, versions, problem = _describe_model(state, folder)
-    process = find_process(state)
-    created_s = process.create_time() if process else state.created_s  # the former by the clock as it is now set
+    process, created_s = find_process(state), state.created_s
+    with suppress(psutil.NoSuchProcess):  # it may end at any time
+        created_s = process.create_time() if process else created_s  # by the clock as it is now set
     return ServerReport(
         state=state,
         is_running=process is not None,
