@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 INTEGRITY_FILE = "MAR-INF/integrity.json"
+LONGEST_NAME_BYTES = 255  # that Linux and macOS take
 SIGNATURE_FILE = "MAR-INF/integrity.json.sig"
 UNRECORDED = (INTEGRITY_FILE, SIGNATURE_FILE)
 FORMAT = "imgcls-integrity/1"
@@ -82,8 +83,10 @@ def parse_integrity(data: bytes) -> Integrity:
         raise IntegrityError(f"{INTEGRITY_FILE}: cannot be read: {type(err).__name__}") from err
     if not is_sound:
         raise IntegrityError(f"{INTEGRITY_FILE}: is not a record that imgcls wrote; it was changed")
+    folders = {folder.as_posix() for path in paths for folder in PurePosixPath(path).parents}
     for path in paths:
-        if reason := describe_unsafe_path(path):
+        reason = describe_unsafe_path(path) or ("is a folder too" if path in folders else None)
+        if reason:
             raise IntegrityError(f"{INTEGRITY_FILE}: records a file {path!r}, which {reason}; no build packs that")
     return integrity
 
@@ -91,8 +94,8 @@ def parse_integrity(data: bytes) -> Integrity:
 def describe_unsafe_path(path: str) -> str | None:
     """Returns why no archive may hold a file of this path, or None.
 
-    It could be written outside the folder that an archive is unpacked into, or would be more than one line of what
-    `sha256sum` prints, so that two trees had one `tree_sha256`.
+    It could be written outside the folder that an archive is unpacked into, or not at all, or would be more than one
+    line of what `sha256sum` prints, so that two trees had one `tree_sha256`.
     """
     if "\\" in path or not path.isprintable():
         return "has a backslash or a control character in its name"
@@ -100,6 +103,8 @@ def describe_unsafe_path(path: str) -> str | None:
         return "has an absolute path"
     if not set(path.split("/")).isdisjoint({"", ".", ".."}):
         return "has '..', '.' or nothing between the slashes of its path"
+    if max(len(os.fsencode(part)) for part in path.split("/")) > LONGEST_NAME_BYTES:
+        return f"has a name of more than {LONGEST_NAME_BYTES} bytes"
     return None
 
 

@@ -114,7 +114,7 @@ def _port_of_address(key: str, address: str) -> int:
         port = parts.port
     except ValueError as err:
         raise ConfigError(f"{key} is {address!r}; {err}") from err
-    if parts.scheme not in ("http", "https"):
+    if parts.scheme not in ("http", "https") or len(address.split()) != 1:
         raise ConfigError(f"{key} is {address!r}; imgcls serve wants http://HOST:PORT or https://HOST:PORT")
     return port or (443 if parts.scheme == "https" else 80)
 

@@ -336,7 +336,11 @@ def pack_files(files: dict[str, bytes], target: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "path", ["../up", "a/../b", "/root", "C:/x", "a//b", "./a", "", "folder/", "a\\b", "a\nb", "\x1b[2J"]
+    "path",
+    [
+        *("../up", "a/../b", "/root", "C:/x", "a//b", "./a", "", "folder/", "a\\b", "a\nb", "\x1b[2J"),
+        *("MAR-INF", f"a/{256 * 'b'}", 128 * "\u00e4"),
+    ],
 )
 def test_a_path_that_no_build_packs_is_refused_however_well_it_is_packed(small: Path, tmp_path: Path, path: str):
     with zipfile.ZipFile(small) as archive:

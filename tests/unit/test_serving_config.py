@@ -42,6 +42,7 @@ def test_ports_come_from_addresses_or_torchserves_defaults() -> None:
         {"inference_address": "unix:/tmp/x"},
         {"inference_address": "http://h:99999"},
         {"inference_address": "http://[::1:8080"},
+        {"inference_address": "http://h ost:8080"},
         {"grpc_inference_port": "x"},
         {"grpc_inference_port": "²"},
     ],
