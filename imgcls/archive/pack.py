@@ -88,13 +88,13 @@ def record_tree(tree: Path, *, known: Mapping[str, str] | None = None) -> Integr
     Raises:
         ArchiveError: a file has a name under which no archive may hold it.
     """
-    hashes = known or {}
-    for path in list_files(tree):
+    hashes, paths = known or {}, list_files(tree)
+    for path in paths:
         if reason := describe_unsafe_path(path):
             raise ArchiveError(f"{path!r} {reason}, so it cannot be packed; rename it in the run directory")
     integrity = make_integrity(
         FileRecord(path, (tree / path).stat().st_size, hashes.get(path) or hash_file(tree / path))
-        for path in list_files(tree)
+        for path in paths
         if path != INTEGRITY_FILE
     )
     (tree / INTEGRITY_FILE).write_bytes(dump_integrity(integrity))
