@@ -59,12 +59,13 @@ def test_the_two_flips_are_drawn_independently():
 
 def test_a_crop_lies_in_the_image_and_has_its_part_of_the_area_and_its_shape():
     torch.manual_seed(0)
+    crop = make_crop(configure("--crop-scale", 0.2))
     photo, narrow = Image.new("RGB", (500, 375)), Bands(tuple(Image.new("L", (37, 90)) for _ in range(5)))
     for image, most in ((photo, 1.0), (narrow, 37 * 37 * 4 / 3 / (37 * 90))):
         width, height = image.size
         parts = []
         for _ in range(300):
-            left, top, right, bottom = make_crop(configure("--crop-scale", 0.2))(image)
+            left, top, right, bottom = crop(image)
             assert 0 <= left < right <= width
             assert 0 <= top < bottom <= height
             assert 0.7 < (right - left) / (bottom - top) < 1.45

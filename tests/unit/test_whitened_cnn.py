@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -149,23 +151,32 @@ def test_a_mirrored_image_is_the_same_to_one_that_looks_at_both():
         assert torch.allclose(network(images), network(images.flip(3)), atol=1e-6) == is_same
 
 
-@pytest.mark.parametrize(
-    "name", ["onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8", "openvino-bf16", "eager-bf16"]
-)
-def test_every_engine_looks_as_often_as_eager_does_in_any_batch(tmp_path, name):
+@pytest.fixture(scope="module")
+def six_views(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSpec, np.ndarray, Path]:
+    """A network that looks six times, images, and a folder with its weights and ONNX models."""
+    folder = tmp_path_factory.mktemp("six-views")
     spec, pixels = make_spec(size=16, views=6), make_pixels(40, size=16).numpy()
     network = build_network(spec)
     network.whiten([(torch.from_numpy(pixels).float() / 255 - 0.5) / 0.1])
-    save_file(network.state_dict(), tmp_path / "weights.safetensors")
-    weights, kind = tmp_path / "weights.safetensors", parse_kind(name)
+    save_file(network.state_dict(), folder / "weights.safetensors")
+    module = load_pixel_network(
+        folder / "weights.safetensors", spec, kind=KINDS["eager"], layout=torch.contiguous_format
+    )
+    export_onnx(module, spec, folder / "fp32.onnx")
+    quantise_onnx(folder / "fp32.onnx", folder / "int8.onnx", pixels=pixels)
+    return spec, pixels, folder
+
+
+@pytest.mark.parametrize(
+    "name", ["onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8", "openvino-bf16", "eager-bf16"]
+)
+def test_every_engine_looks_as_often_as_eager_does_in_any_batch(six_views, name):
+    spec, pixels, folder = six_views
+    weights, kind = folder / "weights.safetensors", parse_kind(name)
     if name == "openvino-bf16" and not has_bf16(open_core()):
         pytest.skip("the processor has no bfloat16 instructions")
-    file = weights
-    if kind.runtime != "eager":
-        module = load_pixel_network(weights, spec, kind=KINDS["eager"], layout=torch.contiguous_format)
-        export_onnx(module, spec, tmp_path / "fp32.onnx")
-        quantise_onnx(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", pixels=pixels)
-        file = tmp_path / ("int8.onnx" if kind.precision == "int8" else "fp32.onnx")
+    onnx = folder / ("int8.onnx" if kind.precision == "int8" else "fp32.onnx")
+    file = weights if kind.runtime == "eager" else onnx
     engine = load_engine(file, spec, kind=kind, device="cpu")
     expected = load_engine(weights, spec, kind=KINDS["eager"], device="cpu").run(pixels[:5])
     for size in (1, 2, 5):
