@@ -6,13 +6,13 @@ decoder sees them; `check_opened` knows what the decoder has read from the heade
 """
 
 import re
-import struct
 
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from model.errors import ImageTooLargeError, UndecodableImageError, UnsupportedImageError
+from model.png import SIGNATURE, walk_chunks
 
 MAX_PIXELS = 50_000_000  # 200 MB, as Pillow holds RGB; a current phone's photograph has 12 to 50 million
 MAX_BYTES = 100_000_000  # half of what MAX_PIXELS take uncompressed; TorchServe's own limit is 6.5 MB unless raised
@@ -47,7 +47,7 @@ def check_file(data: bytes) -> None:
         # A count over all bytes is fast, and never too low. Only a file appended to the JPEG makes it too high.
         if not has_one and data.count(b"\xff\xda", scan) > MAX_SCANS:
             _check_scans(data, scan)
-    elif data.startswith(b"\x89PNG"):
+    elif data.startswith(SIGNATURE):
         _check_chunks(data)
 
 
@@ -182,11 +182,8 @@ def _skip_segment(data: bytes, position: int) -> int:
 
 def _check_chunks(data: bytes) -> None:
     left = {b"IDAT": MAX_CHUNKS + len(data) // PIXEL_CHUNK_BYTES, b"iCCP": 1}
-    others, position = MAX_CHUNKS, 8
-    while position + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, position)
-        if kind == b"IEND":
-            return
+    others = MAX_CHUNKS
+    for kind, _, _ in walk_chunks(data):
         if kind in left:
             left[kind] -= 1
         elif kind not in _FRAME_CHUNKS:
@@ -194,4 +191,3 @@ def _check_chunks(data: bytes) -> None:
         if others < 0 or left.get(kind, 0) < 0:
             name = kind.decode("latin-1")
             raise UndecodableImageError(f"the PNG has too many chunks, the last of them {name!r}; save it anew")
-        position += 12 + length

@@ -18,6 +18,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from model.bands import count_samples
 from model.decode_limits import MAX_BYTES, MAX_PIXELS, check_file, check_opened
 from model.errors import EmptyImageError, ImageTooLargeError, UndecodableImageError, UnsupportedImageError
+from model.png import drop_own_names
 from model.tiff import is_tiff, read_tiff_header
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -155,7 +156,7 @@ def peek_pixels(data: bytes) -> int:
 
 def _open(data: bytes, *, max_pixels: int) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
+        return Image.open(io.BytesIO(drop_own_names(data)), formats=FORMATS)
     except Image.DecompressionBombError as err:
         raise ImageTooLargeError(f"the image has too many pixels; at most {max_pixels} are accepted") from err
     except UnidentifiedImageError as err:
@@ -236,8 +237,6 @@ def _convert(image: Image.Image, *, mode: str) -> Image.Image:
             image.putalpha(Image.fromarray((samples != key).astype(np.uint8) * 255))
     if image.mode in _PALETTE_MODES and image.palette is None:
         raise UndecodableImageError("the image has colours of a palette, and none before its pixels")
-    if isinstance(image.info.get("transparency"), str):  # a PNG's text of that name, which says nothing about pixels
-        del image.info["transparency"]
     try:
         if mode != "RGBA" and image.has_transparency_data:
             layer = image if image.mode == "RGBA" else image.convert("RGBA")

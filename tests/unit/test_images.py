@@ -135,6 +135,22 @@ def test_a_text_about_transparency_is_no_color_key(mode, encode):
         assert pixel_of(decode_image(data, channels=channels)) == (255,) * channels
 
 
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt"])
+def test_a_text_of_any_name_says_nothing_about_pixels(kind, encode):
+    """Pillow keeps texts under their names beside what it reads from other chunks, and acts on both."""
+    names = ["Comment", *Image.open(io.BytesIO(encode(make_picture(), "PNG", dpi=(72, 72)))).info]
+    names += ["interlace", "bbox", "transparency", "default_image", "blend", "disposal", "duration", "loop"]
+    key = make_picture().getpixel((3, 3))
+    for options in ({}, {"transparency": key}, {"save_all": True, "append_images": [Image.new("RGB", (24, 16), RED)]}):
+        data = encode(make_picture(), "PNG", **options)
+        wanted = decode_image(data, channels=4).tobytes()
+        for name in names:
+            text = {"tEXt": b"none", "zTXt": b"\0" + zlib.compress(b"none"), "iTXt": b"\0\0\0\0none"}[kind]
+            chunk = png_of((kind.encode(), name.encode() + b"\0" + text))[8:-12]
+            for place in (33, data.index(b"IDAT") - 4, len(data) - 12):
+                assert decode_image(data[:place] + chunk + data[place:], channels=4).tobytes() == wanted, name
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_cmyk_jpeg_shows_its_colors(channels, encode):
     data = encode(Image.new("RGB", (16, 16), RED).convert("CMYK"), "JPEG", quality=95)
