@@ -26,6 +26,7 @@ CONFIG_FILE = "train_config.yaml"
 METRICS_FILE = "metrics.json"
 GATE_FILE = "gate.json"
 NOT_RECORDED = "not recorded"
+ELSEWHERE = ("data", "out", "teacher", "weights")  # of train_config.yaml: where, not what
 Scores = dict[str, Any]
 _Parsed = TypeVar("_Parsed")
 
@@ -60,7 +61,7 @@ def read_facts(folder: Path, *, weights_sha256: str) -> Facts:
         raise ArchiveError(str(err)) from err
     return Facts(
         spec=spec,
-        config=_read(folder / CONFIG_FILE, _parse_config, writer="train.py", remedy="mend or delete it"),
+        config=read_config(folder / CONFIG_FILE),
         record=read_training(folder / RECORD_FILE),
         test_sets=_read_test_sets(folder / METRICS_FILE, weights_sha256=weights_sha256, temperature=spec.temperature),
         engines=read_records(folder),
@@ -68,17 +69,36 @@ def read_facts(folder: Path, *, weights_sha256: str) -> Facts:
     )
 
 
+def read_config(path: Path) -> dict[str, Any] | None:
+    """Reads a train_config.yaml; None where there is none.
+
+    Raises:
+        ArchiveError: it is not what train.py writes.
+    """
+    return _read(path, _parse_config, writer="train.py", remedy="mend or delete it")
+
+
 def _parse_config(text: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text).items())
 
 
-def _parse_metrics(text: str) -> tuple[str, float, dict[str, Scores]]:
+def read_metrics(path: Path) -> dict[str, Any] | None:
+    """Reads a metrics.json; None where there is none.
+
+    Raises:
+        ArchiveError: it is not what `imgcls evaluate` writes.
+    """
+    return _read(path, _parse_metrics, writer="imgcls evaluate", remedy="delete it, or evaluate the run again")
+
+
+def _parse_metrics(text: str) -> dict[str, Any]:
     metrics = json.loads(text)
     sets = {name: dict(scores) for name, scores in metrics["test_sets"].items()}
     for scores in sets.values():
         if broken := [key for key in SCORES if not math.isfinite(scores.get(key, math.nan))]:
             raise ValueError(f"{broken[0]} is no number")
-    return str(metrics["weights_sha256"]), float(metrics.get("temperature", 1)), sets
+    temperature = float(metrics.get("temperature", 1))
+    return {**metrics, "weights_sha256": str(metrics["weights_sha256"]), "temperature": temperature, "test_sets": sets}
 
 
 def _read(path: Path, parse: Callable[[str], _Parsed], *, writer: str, remedy: str) -> _Parsed | None:
@@ -92,18 +112,17 @@ def _read(path: Path, parse: Callable[[str], _Parsed], *, writer: str, remedy: s
 
 
 def _read_test_sets(path: Path, *, weights_sha256: str, temperature: float) -> dict[str, Scores]:
-    metrics = _read(path, _parse_metrics, writer="imgcls evaluate", remedy="delete it, or evaluate the run again")
+    metrics = read_metrics(path)
     if metrics is None:
         return {}
-    measured, measured_at, sets = metrics
-    if measured != weights_sha256:
+    if metrics["weights_sha256"] != weights_sha256:
         raise ArchiveError(f"{path.name}: was measured on other weights than the run holds; evaluate the run again")
-    if measured_at != temperature:
+    if metrics["temperature"] != temperature:
         raise ArchiveError(
-            f"{path.name}: was measured at temperature {measured_at:g}, and spec.yaml has {temperature:g}; "
+            f"{path.name}: was measured at temperature {metrics['temperature']:g}, and spec.yaml has {temperature:g}; "
             "evaluate the run again"
         )
-    return sets
+    return dict(metrics["test_sets"])
 
 
 def _read_gate(path: Path, *, weights_sha256: str) -> GateReport | None:

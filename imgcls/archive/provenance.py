@@ -26,6 +26,7 @@ from imgcls import __version__
 from imgcls.archive.facts import (
     CALIBRATION_FILE,
     CONFIG_FILE,
+    ELSEWHERE,
     GATE_FILE,
     METRICS_FILE,
     NOT_RECORDED,
@@ -53,8 +54,6 @@ BUILDER_ID = "urn:imgcls:archive-build:1"
 IMAGES_DIGEST = "imgclsImages"  # imgcls.data.digests.Fingerprint.sha256
 CODE_SUBJECT = "model/ handler/"
 BUILD_LIBRARIES = ("numpy", "onnx", "onnxruntime", "openvino", "pillow", "safetensors", "timm", "torch", "torchserve")
-# Of train_config.yaml: where, not what; data and weights are told with their hashes.
-_ELSEWHERE = {"data", "out", "teacher", "weights"}
 
 _HASHED = (CONFIG_FILE, METRICS_FILE, CALIBRATION_FILE, GATE_FILE)
 
@@ -126,7 +125,8 @@ def _describe_parameters(facts: Facts, *, name: str, version: str) -> Fields:
     if facts.record:
         data = {"source": facts.record.data.source, "seed": facts.record.seed}
     if facts.config is not None:
-        training = {key: value for key, value in facts.config.items() if key not in _ELSEWHERE and value is not None}
+        # Data and weights are told with their hashes.
+        training = {key: value for key, value in facts.config.items() if key not in ELSEWHERE and value is not None}
     return {"model": {"name": name, "version": version}, "data": data, "training": _to_json(training)}
 
 

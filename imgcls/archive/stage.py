@@ -10,6 +10,7 @@ MODEL_CARD.md  provenance.json  sbom.cdx.json
 gate.json               the verdict, where a gate was asked; written by `imgcls.archive.build`
 """
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import imgcls
 import model
 from handler.layout import EARLIEST
 from imgcls.archive.card import write_card
-from imgcls.archive.facts import CALIBRATION_FILE, METRICS_FILE, read_training
+from imgcls.archive.facts import CALIBRATION_FILE, ELSEWHERE, METRICS_FILE, read_config, read_metrics, read_training
 from imgcls.archive.facts import CONFIG_FILE as TRAIN_CONFIG_FILE
 from imgcls.archive.libraries import Imports
 from imgcls.archive.pack import CONFIG_FILE, write_manifest
@@ -32,7 +33,7 @@ from imgcls.archive.provenance import write_provenance
 from imgcls.archive.sbom import write_sbom
 from imgcls.checkout import hash_code, list_python
 from imgcls.errors import ArchiveError
-from imgcls.training.record import RECORD_FILE, format_record
+from imgcls.training.record import RECORD_FILE, describe_source, format_record
 from model.labels import LABELS_FILE, read_labels
 from model.spec import SPEC_FILE, WEIGHTS_FILE, read_spec
 
@@ -63,13 +64,15 @@ def stage_archive(
     """Fills an empty folder with the run's files, the code and TorchServe's settings.
 
     Raises:
-        ArchiveError: the code on the path is not the checkout's, or the run's train_record.json is not what imgcls
-            writes.
+        ArchiveError: the code on the path is not the checkout's, or the run's metrics.json, train_config.yaml or
+            train_record.json is not what imgcls writes.
     """
     for file in (*REQUIRED, *OPTIONAL):
         if (run / file).is_file():
             link_file(run / file, folder / file)
     _publish_record(folder / RECORD_FILE)
+    _publish_config(folder / TRAIN_CONFIG_FILE)
+    _publish_metrics(folder / METRICS_FILE)
     refuse_foreign_packages()
     for package in TRAVELLING:
         copy_package(Path(str(package.__file__)).parent, folder / package.__name__)
@@ -117,8 +120,33 @@ def _publish_record(path: Path) -> None:
     """Replaces the record of a private run by what may be published of it."""
     record = read_training(path)
     if record and record.privacy:
-        path.unlink()  # a link: the run keeps its own
-        path.write_text(format_record(record), encoding="utf-8")
+        _replace(path, format_record(record))
+
+
+def _publish_config(path: Path) -> None:
+    """Leaves of the folders of this machine, which a configuration may name, the last name."""
+    config = read_config(path) or {}
+    told = config | {key: describe_source(config[key]) for key in ELSEWHERE if isinstance(config.get(key), str)}
+    if told != config:
+        _replace(path, yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+
+
+def _publish_metrics(path: Path) -> None:
+    """Does the same with the sources of test sets."""
+    metrics = read_metrics(path) or {"test_sets": {}}
+    told = {
+        name: scores | {"source": describe_source(scores["source"])}
+        if isinstance(scores.get("source"), str)
+        else scores
+        for name, scores in metrics["test_sets"].items()
+    }
+    if told != metrics["test_sets"]:
+        _replace(path, json.dumps(metrics | {"test_sets": told}, indent=1, ensure_ascii=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    path.unlink()  # a link: the run keeps its own
+    path.write_text(text, encoding="utf-8")
 
 
 def refuse_incomplete(run: Path) -> None:

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from handler.layout import EARLIEST
@@ -141,6 +143,23 @@ def test_it_says_which_data_which_code_and_which_numbers(tree):
 def test_it_names_no_folder(tree, photos, trained):
     text = json.dumps(make_statement(tree))
     assert not [path for path in (photos.parent, trained.parent, PROJECT, "/home/me") if str(path) in text]
+
+
+def test_no_folder_of_the_machine_leaves_the_run(trained, photos, tmp_path):
+    run, tree, common = tmp_path / "run", tmp_path / "tree", {"name": "colors", "version": "1.5", "created": EARLIEST}
+    shutil.copytree(trained, run)
+    config = yaml.safe_load((run / "train_config.yaml").read_text()) | {"teacher": "/home/me/runs/tutor"}
+    (run / "train_config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    tree.mkdir()
+    stage_archive(run, tree, **common, options=ServingOptions())
+    describe_archive(tree, **common, options=ServingOptions(), weights_sha256=hash_weights(tree))
+    texts = [path.read_text() for path in tree.iterdir() if path.suffix in {".json", ".md", ".yaml"}]
+    folders = (photos.parent, trained.parent, tmp_path, PROJECT, "/home/me")
+    assert not [folder for folder in folders for text in texts if str(folder) in text]
+    told = {"data": photos.name, "out": trained.name, "teacher": "tutor"}
+    assert yaml.safe_load((tree / "train_config.yaml").read_text()) == config | told
+    assert json.loads((tree / "metrics.json").read_text())["test_sets"] == {"clean": SCORES | {"source": "photos"}}
+    assert yaml.safe_load((run / "train_config.yaml").read_text()) == config  # by which train.py repeats the run
 
 
 @pytest.mark.parametrize(
