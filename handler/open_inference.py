@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from handler.errors import Failure, NotOfferedError, RequestError, UnsupportedTensorError
+from handler.options import find_options
 from handler.sources import JsonImage
 
 OUTPUTS = ("labels", "indices", "probabilities", "status", "error")
@@ -72,17 +73,36 @@ def read_id(body: Mapping[str, Any]) -> str | None:
     return request_id
 
 
+def read_parameters(fields: Mapping[str, Any], *, of: str = "") -> dict[str, Any] | None:
+    """Returns the `parameters` of a request, a tensor or a wanted output.
+
+    Args:
+        fields: the object that may have them.
+        of: where that stands, for an error.
+
+    Raises:
+        RequestError: they are no object.
+    """
+    if not isinstance(parameters := fields.get("parameters"), dict | None):
+        raise RequestError(f'{of}parameters is {type(parameters).__name__}; expected an object such as {{"top_k": 3}}')
+    return parameters
+
+
 def read_outputs(body: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the names of the tensors to answer with; all where the request names none.
 
     Raises:
-        RequestError: one is unknown.
+        RequestError: one is unknown, or has options of its own: the outputs are columns of the same answer.
     """
     wanted = body.get("outputs") or [{"name": name} for name in OUTPUTS]
     entries = wanted if isinstance(wanted, list) else []
     names = [str(entry.get("name")) for entry in entries if isinstance(entry, dict)]
     if not names or len(names) < len(entries) or any(name not in OUTPUTS for name in names):
         raise RequestError(f'outputs is {str(wanted)[:80]}; expected a list of {{"name": …}} of {", ".join(OUTPUTS)}')
+    for index, entry in enumerate(entries):
+        if found := find_options(read_parameters(entry, of=f"outputs[{index}].")):
+            place = f"outputs[{index}].parameters"
+            raise RequestError(f"{place} has {', '.join(found)}; options stand in the parameters of the request")
     return tuple(names)
 
 

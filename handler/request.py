@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from handler.errors import Failure, NotAcceptableError, NotOfferedError, RequestError, TooManyImagesError
 from handler.gateway_headers import find_request_id, refuse_late
-from handler.open_inference import OUTPUTS, read_id, read_outputs, read_tensors
+from handler.open_inference import OUTPUTS, read_id, read_outputs, read_parameters, read_tensors
 from handler.options import OPTION_FIELDS, Headers, Options, find_header, find_options, parse_options, wants_picture
 from handler.sources import EXAMPLE, JsonImage, RawImage, Source, find_image
 
@@ -80,8 +80,8 @@ class _Entry:
 def read_request(item: Mapping[str, Any], headers: Headers, *, defaults: Options, labels: Sequence[str]) -> Request:
     """Reads one item of a batch; a request that cannot be read comes back with its error.
 
-    An option comes from the image's own entry, the JSON body, its `parameters`, the form or the query, or the header of
-    that name, in this order.
+    An option comes from the image's own entry or the `parameters` of the tensor that holds it, the JSON body, its
+    `parameters`, the form or the query, or the header of that name, in this order.
 
     Args:
         item: its parts by name.
@@ -102,15 +102,18 @@ def read_request(item: Mapping[str, Any], headers: Headers, *, defaults: Options
         else:
             if not files:
                 _refuse_undeclared(headers)
-            body = _parse_body(item[files[0]] if files else find_image(item, kind="request"))
+            body = item[files[0]] if files else find_image(item, kind="request")
+            request = replace(request, form=_guess_form(body))
+            body = _parse_body(body)
             if isinstance(body, dict):
                 request = replace(request, form=_find_form(body))
-                options |= find_options(_read_parameters(body)) | find_options(body)
+                options |= find_options(read_parameters(body)) | find_options(body)
                 entries = _list_entries(body, request.form)
             else:
                 entries = [_Entry(RawImage(body), {})]
             if request.form is Form.OPEN_INFERENCE:
                 request = replace(request, id=read_id(body), outputs=read_outputs(body))
+                options |= find_options(read_parameters(body["inputs"][0], of="inputs[0]."))
         if headers.get_request_properties().get("explain") == "True":  # the frontend's, by this very name
             request = replace(request, kind="picture" if wants_picture(headers) else "explanation")
         _check_possible(request, count=len(entries))
@@ -194,10 +197,16 @@ def _starts_as_json(body: bytes | bytearray | str) -> bool:
     return start.lstrip()[:1] in ("{", b"{")
 
 
-def _read_parameters(body: Mapping[str, Any]) -> Any:
-    if not isinstance(parameters := body.get("parameters"), dict | None):
-        raise RequestError(f'parameters is {type(parameters).__name__}; expected an object such as {{"top_k": 3}}')
-    return parameters
+def _guess_form(body: Any) -> Form:
+    """Returns the form that a body seems to have, in which it is answered where it cannot be read."""
+    key = f'"{Form.OPEN_INFERENCE.value}"'
+    if isinstance(body, dict):
+        is_open = Form.OPEN_INFERENCE.value in body
+    elif isinstance(body, str):
+        is_open = _starts_as_json(body) and key in body
+    else:
+        is_open = isinstance(body, bytes | bytearray) and _starts_as_json(body) and key.encode() in body
+    return Form.OPEN_INFERENCE if is_open else Form.IMAGE
 
 
 def _find_form(body: Mapping[str, Any]) -> Form:

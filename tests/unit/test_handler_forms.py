@@ -108,6 +108,21 @@ def test_a_failure_has_the_status_and_the_shape_of_its_form(served, texts):
     assert answers[4].json()["results"][0]["status"] == answers[5].json()["predictions"][0]["status"] == 415
 
 
+def test_a_body_that_cannot_be_read_is_refused_in_its_form(served, texts):
+    """The protocol has one string for an error; which form a broken body has, only its text tells."""
+    whole = json.dumps(ask_oip([texts["red"]])).encode()
+    broken = [
+        whole[:-1],
+        b"\xef\xbb\xbf" + whole[:-1],
+        Request(whole[:-1], content_type="text/plain"),
+        ask_oip([texts["red"]], images=[]),
+    ]
+    answers = served.predict([*broken, json.dumps({"instances": []}).encode()[:-1]])
+    assert [answer.status for answer in answers] == [400] * 5
+    assert all(answer.json()["error"].startswith("bad_request: the ") for answer in answers[:4])
+    assert answers[4].json()["error"]["code"] == "bad_request"
+
+
 def test_one_batch_holds_requests_of_every_form(served, images, texts):
     everything = [
         images["red"],

@@ -153,6 +153,14 @@ def test_text_is_left_to_the_image_decoder_to_refuse(text):
         ({"body": {"inputs": [tensor([BASE64], BASE64, shape=[2, 1])]}}, r"not nested as its shape \[2, 1\] says"),
         ({"body": {"image": BASE64, "parameters": [{"top_k": 1}]}}, "parameters is list; expected an object"),
         ({"body": {"instances": [BASE64], "parameters": "top_k=1"}}, "parameters is str; expected an object"),
+        (
+            {"body": {"inputs": [tensor(BASE64) | {"parameters": [{"top_k": 1}]}]}},
+            r"inputs\[0\]\.parameters is list; expected an object",
+        ),
+        (
+            {"body": {"inputs": [tensor(BASE64)], "outputs": [{"name": "labels", "parameters": {"top_k": 1}}]}},
+            r"outputs\[0\]\.parameters has top_k; options stand in the parameters of the request",
+        ),
         ({"body": {"inputs": [tensor(BASE64)], "id": 7}}, "id is int; expected a string"),
         ({"body": {"inputs": [tensor(BASE64)], "outputs": [{"name": "logits"}]}}, "outputs is .*expected a list of"),
         ({"body": {"inputs": [tensor(BASE64)], "outputs": 5}}, "outputs is 5; expected a list of"),
@@ -224,6 +232,8 @@ def test_top_k_comes_from_the_entry_then_json_then_query_then_header_then_the_de
     assert top_k({"body": body, "top_k": "3"}, top_k="4") == 3
     assert top_k({"body": body, "top_k": bytearray(b"3")}) == 3
     assert top_k({"body": {"inputs": [tensor(BASE64)], "parameters": {"top_k": 2}}, "top_k": "3"}) == 2
+    own = tensor(BASE64, BASE64) | {"parameters": {"top_k": 1, "content_type": "base64"}}
+    assert top_k({"body": {"inputs": [own], "parameters": {"top_k": 2}, "top_k": 3}}) == 1
     assert top_k({"body": body | {"top_k": 2}, "top_k": "3"}, top_k="4") == 2
     assert top_k({"body": body | {"top_k": None}}, top_k="4") == 4
     assert top_k({"body": {"images": [BASE64, {"image": BASE64, "top_k": 1}], "top_k": 2}}) == 1
