@@ -1,10 +1,10 @@
 """Builds an archive's engines, and keeps those that are near enough to eager: `imgcls.archive.workshop` makes them."""
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from imgcls.errors import ArchiveError, UsageError
+from imgcls.scratch import ScratchFolder
 from model.engines.kinds import AUTO, KINDS, REFERENCE, EngineKind, parse_kind
 from model.engines.records import ENGINES_FILE, REFERENCE_RECORD, EngineRecord, dump_records
 from model.errors import EngineError
@@ -42,7 +42,7 @@ def build_engines(
     if kinds:
         from imgcls.archive.workshop import Workshop  # here, because its tools take seconds to import
 
-        with tempfile.TemporaryDirectory(prefix="imgcls-engines-") as scratch:
+        with ScratchFolder("engines") as scratch:
             workshop = Workshop(run, folder, Path(scratch), device=device, on_progress=on_progress)
             records += [workshop.build(kind) for kind in kinds]
             for record in records:

@@ -12,7 +12,6 @@ those of the test. What this shows and what only a server can: docs/testing-hand
 import json
 import logging
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from imgcls.archive.contents import MANIFEST, extract
 from imgcls.archive.isolation import Isolation
 from imgcls.archive.worker import METRICS_CONFIG, Answer, Part, Request, WorkerError, ask, load_service
 from imgcls.errors import ArchiveError
+from imgcls.scratch import ScratchFolder
 from imgcls.serving.lint_keys import MODEL_KEYS
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def load_archive(
     with ExitStack() as stack:
         folder = Path(archive).absolute()
         if not folder.is_dir():
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgcls-"))).resolve() / "archive"
+            folder = Path(stack.enter_context(ScratchFolder("test"))).resolve() / "archive"
             extract(Path(archive), folder=folder)
         model, config = _read_model(Path(archive), folder)
         variables = {"TS_DECODE_INPUT_REQUEST": str(decode_input_request).lower(), **(environment or {})}

@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 
 from imgcls.archive import torch_jobs
+from imgcls.scratch import ScratchFolder
 from model.errors import ModelError
 from model.spec import SPEC_FILE, read_spec
 
@@ -107,7 +107,7 @@ class TorchProcess:
 
     def _run(self, job: dict[str, Any], *, timeout_s: float) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
-        with tempfile.TemporaryDirectory(prefix="imgcls-job-") as folder:
+        with ScratchFolder("job") as folder:
             try:
                 self._process.stdin.write(json.dumps(job | {"folder": folder}) + "\n")
                 self._process.stdin.flush()

@@ -12,7 +12,6 @@ import json
 import secrets
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 
 import psutil
 
+from imgcls.scratch import ScratchFolder
 from imgcls.serving.access import inference_token
 from imgcls.serving.config import read_config, write_config
 from imgcls.serving.logs import log4j_config
@@ -106,7 +106,7 @@ class Frontend:
     """One server with its settings."""
 
     def __init__(self, archive: Path, config: Mapping[str, str], change: Change, *, stack: ExitStack) -> None:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imgcls-fe-")))
+        folder = Path(stack.enter_context(ScratchFolder("fe")))
         write_config(folder / "config.properties", change(dict(config), folder))
         self._folder = StateFolder(folder / "state")
         stack.callback(stop, self._folder)

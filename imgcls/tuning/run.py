@@ -1,7 +1,5 @@
 """`imgcls tune` as a function: what is tuned, for how long, and what comes out of it."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from imgcls.archive.contents import open_archive, read_contents, read_small
 from imgcls.archive.trust import find_trust_file
 from imgcls.archive.verify import read_integrity, verify_archive
 from imgcls.errors import UsageError
+from imgcls.scratch import ScratchFolder
 from imgcls.serving.config import read_config
 from imgcls.serving.foreground import signals_raise
 from imgcls.serving.trust import check_before_start
@@ -109,34 +108,31 @@ def tune(
         only_engines=options.engines,
         weights_bytes=contents.sizes[WEIGHTS_FILE],
     )
-    with signals_raise():
-        scratch = Path(tempfile.mkdtemp(prefix="imgcls-tune-"))
-        try:
-            images = gather_images(options.images, archive=options.archive, scratch=scratch)
-            subject = Subject(
-                archive=options.archive,
-                tree_sha256=tree_sha256,
-                contents=contents,
-                config=write_tuned_config(config, scratch / "config.properties", source=options.config),
-                trust=_write_own_trust(scratch),
-                images=images.files,
-                listing=images.listing,
-                slo=options.slo,
-                cores=machine.cores,
-                scratch=scratch,
-                java=options.java,
-            )
-            race = Race(
-                run=lambda candidate, effort, near: _announce(subject, candidate, effort, near, on_progress),
-                clock=lambda: time.monotonic() - began_s,
-                budget_s=options.budget_s,
-                stretch_s=options.stretch_s,
-                on_trial=on_trial,
-                on_failure=lambda error: on_progress(f"warning: left out: {error}"),
-            )
-            outcomes = race.hold(space)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with signals_raise(), ScratchFolder("tune") as temporary:
+        scratch = Path(temporary)
+        images = gather_images(options.images, archive=options.archive, scratch=scratch)
+        subject = Subject(
+            archive=options.archive,
+            tree_sha256=tree_sha256,
+            contents=contents,
+            config=write_tuned_config(config, scratch / "config.properties", source=options.config),
+            trust=_write_own_trust(scratch),
+            images=images.files,
+            listing=images.listing,
+            slo=options.slo,
+            cores=machine.cores,
+            scratch=scratch,
+            java=options.java,
+        )
+        race = Race(
+            run=lambda candidate, effort, near: _announce(subject, candidate, effort, near, on_progress),
+            clock=lambda: time.monotonic() - began_s,
+            budget_s=options.budget_s,
+            stretch_s=options.stretch_s,
+            on_trial=on_trial,
+            on_failure=lambda error: on_progress(f"warning: left out: {error}"),
+        )
+        outcomes = race.hold(space)
     return Tuned(
         options=options,
         machine=machine,

@@ -1,10 +1,15 @@
 import os
+import signal
 import stat
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from imgcls.files import write_atomic
+from imgcls.scratch import ScratchFolder
 
 
 def names_in(folder: Path) -> list[str]:
@@ -48,3 +53,24 @@ def test_a_target_that_is_a_folder_is_an_error_that_leaves_nothing_behind(tmp_pa
 def test_a_missing_folder_is_an_error(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         write_atomic(tmp_path / "nowhere" / "file", b"x")
+
+
+def test_what_a_killed_process_left_goes_with_the_next_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    script = "import os; from imgcls.scratch import ScratchFolder as S; s = S('tune'); print(s.name, flush=True); "
+    script += "os.kill(os.getpid(), 9)"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    killed, unmarked, other = Path(ended.stdout.strip()), tmp_path / "imgcls-tune-unmarked", tmp_path / "other"
+    assert (ended.returncode, killed.parent, killed.is_dir()) == (-signal.SIGKILL, tmp_path, True)
+    for folder in (unmarked, other):
+        folder.mkdir()
+    (other / ".alive").touch()
+    (tmp_path / "imgcls-link").symlink_to(other)
+    with ScratchFolder("scan") as living:
+        assert not killed.exists()
+        with ScratchFolder("tune"):
+            assert Path(living, ".alive").is_file()
+    assert names_in(tmp_path) == ["imgcls-link", unmarked.name, "other"]
+    assert names_in(other) == [".alive"]

@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -27,6 +26,7 @@ from imgcls.archive.contents import MANIFEST, read_small
 from imgcls.archive.scanning import run_modelaudit
 from imgcls.archive.scanning.findings import Finding, Scanner, Severity
 from imgcls.errors import ArchiveError
+from imgcls.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from imgcls.archive.scanning.opinions import Opinions
@@ -69,7 +69,7 @@ class ModelauditProcess:
 
     def __enter__(self) -> Self:
         """Starts it."""
-        self._scratch = tempfile.TemporaryDirectory(prefix="imgcls-scan-")
+        self._scratch = ScratchFolder("scan")
         self.folder = Path(self._scratch.name)
         environment = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
         places = dict.fromkeys(("HOME", "USERPROFILE", "TMPDIR", "TEMP", "TMP", "XDG_CACHE_HOME"), str(self.folder))
