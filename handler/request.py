@@ -16,7 +16,7 @@ from handler.errors import Failure, NotAcceptableError, NotOfferedError, Request
 from handler.gateway_headers import find_request_id, refuse_late
 from handler.open_inference import OUTPUTS, read_id, read_outputs, read_parameters, read_tensors
 from handler.options import OPTION_FIELDS, Headers, Options, find_header, find_options, parse_options, wants_picture
-from handler.sources import EXAMPLE, JsonImage, RawImage, Source, find_image
+from handler.sources import EXAMPLE, IMAGE_FIELDS, JsonImage, RawImage, Source, find_image
 
 MAX_IMAGES = 64  # of one request; they are decoded and run a few at a time, but answered together
 MAX_EXPLAINED = 8  # of one request to /explanations; an explanation takes a backward pass, or sixteen
@@ -211,8 +211,9 @@ def _guess_form(body: Any) -> Form:
 
 def _find_form(body: Mapping[str, Any]) -> Form:
     found = [form for form in LIST_FORMS if form.value in body]
-    if len(found) > 1:
-        raise RequestError(f"the JSON body has {' and '.join(form.value for form in found)}; expected one of them")
+    fields = [form.value for form in found] + [name for name in IMAGE_FIELDS if name in body]
+    if found and len(fields) > 1:
+        raise RequestError(f"the JSON body has {' and '.join(fields)}; expected one of them")
     return found[0] if found else Form.IMAGE
 
 

@@ -138,6 +138,8 @@ def test_text_is_left_to_the_image_decoder_to_refuse(text):
         ({"body": {"images": BASE64}}, "images is str; expected a list"),
         ({"body": {"instances": None}}, "instances is NoneType; expected a list"),
         ({"body": {"images": [BASE64], "instances": [BASE64]}}, "has images and instances; expected one of them"),
+        ({"body": {"image": BASE64, "images": [BASE64]}}, "has images and image; expected one of them"),
+        ({"body": {"inputs": [tensor(BASE64)], "b64": BASE64}}, "has inputs and b64; expected one of them"),
         ({"body": {"inputs": []}}, "inputs holds 0 tensors; expected one"),
         ({"body": {"inputs": [tensor(BASE64)] * 2}}, "inputs holds 2 tensors; expected one"),
         ({"body": {"inputs": {}}}, "inputs holds dict"),
