@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from imgcls.cli.state import STATE, StateOption
+from imgcls.cli.timeout import timeout_option
 from imgcls.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def apply(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before it is made.")] = False,
     export: Annotated[bool, typer.Option("--export", help="Print what the gateway has as such a file.")] = False,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds for each version to be READY.")] = 180,
+    timeout_s: Annotated[float, timeout_option("Seconds for each version to be READY.")] = 180,
     state: StateOption = STATE,
 ) -> None:
     """Brings the models, versions, workers and weights of a gateway to what a file says.

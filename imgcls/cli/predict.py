@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from imgcls.cli.answer import print_answer
+from imgcls.cli.timeout import timeout_option
 
 if TYPE_CHECKING:
     from imgcls.client import Client, Prediction
@@ -36,7 +37,7 @@ def predict(
     model: Annotated[
         str | None, typer.Option(help="Model name. [default: the server's of --state, else imgcls]")
     ] = None,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for an answer.")] = 60,
+    timeout_s: Annotated[float, timeout_option("Seconds to wait for an answer.", least_s=0.1)] = 60,
     state: Annotated[Path, typer.Option(help="State folder of a server that imgcls serve started.")] = Path(
         ".imgcls/serve"
     ),

@@ -14,6 +14,7 @@ import typer
 
 from imgcls.cli.gateway_process import gateway_of, scale_gateway, serve_gateway, stop_gateway, tell_gateway
 from imgcls.cli.state import STATE, StateOption
+from imgcls.cli.timeout import timeout_option
 from imgcls.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def serve(
     foreground: Annotated[
         bool, typer.Option("--foreground/--detach", help="Stay, and stop the server on Ctrl-C or SIGTERM.")
     ] = False,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds until it must be ready.")] = 180,
+    timeout_s: Annotated[float, timeout_option("Seconds until it must be ready.")] = 180,
     state: StateOption = STATE,
     java: Annotated[
         str | None,
@@ -156,7 +157,7 @@ def scale(
     force: Annotated[
         bool, typer.Option("--force", help="Behind a gateway: take workers away even while they are at work.")
     ] = False,
-    timeout_s: Annotated[float, typer.Option("--timeout", min=1, help="Seconds until all must be ready.")] = 180,
+    timeout_s: Annotated[float, timeout_option("Seconds until all must be ready.")] = 180,
     state: StateOption = STATE,
 ) -> None:
     """Changes the number of workers and waits for them.

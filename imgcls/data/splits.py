@@ -24,7 +24,7 @@ class SplitRule:
     def __post_init__(self) -> None:
         """Raises UsageError where the fractions leave nothing to train on."""
         fractions = (self.val_fraction, self.test_fraction)
-        if min(fractions) < 0 or sum(fractions) >= 1:
+        if not (all(part >= 0 for part in fractions) and sum(fractions) < 1):  # nan neither
             got = f"val_fraction is {self.val_fraction} and test_fraction {self.test_fraction}"
             raise UsageError(f"{got}; expected each at least 0 and their sum below 1")
 

@@ -312,7 +312,7 @@ def test_path_that_looks_like_a_setting_is_taken_as_it_stands(tmp_path: Path) ->
     assert noisy.chosen == "val"
 
 
-@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0.1)])
+@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0.1), (float("nan"), 0.1), (0.1, float("nan"))])
 def test_fractions_that_leave_nothing_to_train_on_are_refused(val: float, test: float) -> None:
     with pytest.raises(UsageError, match="their sum below 1"):
         open_source("digits", val_fraction=val, test_fraction=test)

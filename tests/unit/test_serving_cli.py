@@ -45,6 +45,18 @@ def test_workers_that_no_memory_could_hold_are_refused(
     assert status == 2 and words in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "arguments", [("serve", "no.mar"), ("scale", "2"), ("apply", "no.yaml"), ("predict", "no.png")]
+)
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e308", "-1", "soon"])
+def test_timeout_that_is_none_is_one_line(
+    command: Callable[..., tuple[int, str, str]], arguments: tuple[str, ...], seconds: str
+) -> None:
+    status, _, err = command(*arguments, "--timeout", seconds)
+    assert status == 2 and err.count("\n") == 1
+    assert err.startswith(f"error: --timeout is {seconds}; expected seconds from ") and " to 1000000, such as" in err
+
+
 def test_memory_is_a_containers_where_it_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text("300000000\n")
     monkeypatch.setattr("imgcls.memory.CGROUP", tmp_path)
