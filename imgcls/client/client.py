@@ -199,5 +199,5 @@ def _is_refused(error: BaseException | None) -> bool:
 def _json_of(response: requests.Response) -> object:
     try:
         return response.json()
-    except (requests.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, lists without end
         return None

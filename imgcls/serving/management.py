@@ -1,7 +1,8 @@
 """A thin client of TorchServe's management API: what a model's workers do, and how many there are."""
 
+import reprlib
 from types import TracebackType
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import requests
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
@@ -12,7 +13,11 @@ from imgcls.serving.errors import AlreadyRegisteredError, ManagementError, NotRe
 TIMEOUT_S = 10.0
 UNREGISTER_TIMEOUT_S = 130.0  # TorchServe waits up to 120 s for the workers' end
 READY = "READY"
+SHOWN = 200  # characters of an answer in a message
 _KINDS: dict[int, type[ManagementError]] = {404: NotRegisteredError, 409: AlreadyRegisteredError}
+
+
+_T = TypeVar("_T")
 
 
 class _Answer(BaseModel):
@@ -65,7 +70,17 @@ class ModelStatus(_Answer):
         return 0 < self.min_workers <= len(self.workers) == self.ready_workers
 
 
+class _Listed(_Answer):
+    model_name: str
+
+
+class _Models(_Answer):
+    models: tuple[_Listed, ...] = ()
+
+
 _Statuses = TypeAdapter(Annotated[tuple[ModelStatus, ...], Field(min_length=1)])
+_Customized = TypeAdapter(Annotated[tuple[dict[str, Any], ...], Field(min_length=1)])
+_Listing = TypeAdapter(_Models)
 
 
 class Management:
@@ -107,13 +122,19 @@ class Management:
         Raises:
             ManagementError: there is no such version, or nobody answers.
         """
-        answer = self._request("GET", f"/models/{name}/{version}", params={"customized": "true"})
-        return answer[0].get("customizedMetadata")
+        path = f"/models/{name}/{version}"
+        answer = self._request("GET", path, params={"customized": "true"})
+        return self._parse(_Customized, answer, path=path)[0].get("customizedMetadata")
 
     def list_models(self) -> list[str]:
-        """Returns the names of the registered models."""
-        answer = self._request("GET", "/models")
-        return [entry["modelName"] for entry in answer.get("models", [])]
+        """Returns the names of the registered models.
+
+        Raises:
+            ManagementError: the token is refused, or nobody answers.
+        """
+        return [
+            entry.model_name for entry in self._parse(_Listing, self._request("GET", "/models"), path="/models").models
+        ]
 
     def scale(self, name: str, workers: int, *, version: str | None = None) -> None:
         """Asks for a number of workers and returns at once; a worker that is taken away drops its batch in flight.
@@ -153,11 +174,18 @@ class Management:
         self._request("PUT", f"/models/{name}/{version}/set-default")
 
     def _describe(self, path: str) -> tuple[ModelStatus, ...]:
-        answer = self._request("GET", path)
+        return self._parse(_Statuses, self._request("GET", path), path=path)
+
+    def _parse(self, kind: TypeAdapter[_T], answer: Any, *, path: str) -> _T:
         try:
-            return _Statuses.validate_python(answer)
+            return kind.validate_python(answer)
         except ValidationError as err:
-            raise ManagementError(f"{self.url}{path}: got an answer that is not TorchServe 0.12's: {err!r}") from err
+            first = err.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the whole"
+            raise ManagementError(
+                f"{self.url}{path}: got an answer that is not TorchServe 0.12's ({where}: {first['msg']}, got "
+                f"{_shorten(first['input'])}); does something else listen there?"
+            ) from err
 
     def _request(
         self, method: str, path: str, *, params: dict[str, Any] | None = None, timeout_s: float | None = None
@@ -165,17 +193,24 @@ class Management:
         timeout_s = timeout_s or self.timeout_s
         try:
             response = self._session.request(method, self.url + path, params=params, timeout=timeout_s)
-            answer = response.json()
-        except requests.JSONDecodeError as err:
-            raise ManagementError(
-                f"{self.url}{path}: got {response.status_code} and no JSON; is this TorchServe?"
-            ) from err
         except requests.RequestException as err:
             raise ManagementError(
                 f"{self.url}{path}: no answer ({type(err).__name__}); imgcls status tells whether it runs"
             ) from err
+        try:
+            answer = response.json()
+        except (ValueError, RecursionError) as err:  # none, a number of thousands of digits, lists without end
+            raise ManagementError(
+                f"{self.url}{path}: got {response.status_code} and no JSON; is this TorchServe?"
+            ) from err
         if not response.ok:
             message = answer.get("message", answer) if isinstance(answer, dict) else answer
             kind = _KINDS.get(response.status_code, ManagementError)
-            raise kind(f"{self.url}{path}: refused with {response.status_code}: {message}")
+            raise kind(f"{self.url}{path}: refused with {response.status_code}: {_shorten(message)}")
         return answer
+
+
+def _shorten(value: Any) -> str:
+    """Returns it on one line that a person reads; its repr may be without end."""
+    text = " ".join((value if isinstance(value, str) else reprlib.repr(value)).split())
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"

@@ -69,7 +69,7 @@ def _ask_worker(management: Management, name: str, version: str) -> dict[str, An
         held = json.loads(held) if isinstance(held, str) else held
         if not isinstance(held["tree_sha256"], str):
             raise TypeError("tree_sha256 is no text")
-    except (LookupError, TypeError, ValueError) as err:
+    except (LookupError, TypeError, ValueError, RecursionError) as err:
         raise ManagementError(
             f"{name} {version}: its workers do not tell which content they hold ({err!r}); either none is READY, which "
             "imgcls status shows, or the archive is not one of imgcls or an old one: build it again"

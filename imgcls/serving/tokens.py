@@ -54,7 +54,7 @@ def read_tokens(path: Path) -> Tokens:
             f"{path}: there are no tokens yet; TorchServe writes them as it starts. Where it has run for long, stop it "
             "and start it again"
         ) from err
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as err:
         raise ServingError(f"{path}: the tokens cannot be read ({err!r}); stop the server and start it again") from err
 
 

@@ -23,7 +23,8 @@ from imgcls.client.errors import (
     UnexpectedAnswerError,
 )
 from imgcls.errors import ClientError
-from imgcls.serving.errors import NotReadyError
+from imgcls.serving.errors import ManagementError, NotReadyError
+from imgcls.serving.management import Management
 from imgcls.serving.readiness import check_golden
 from model.golden import GoldenItem
 from tests.support.http import Server
@@ -53,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Fake
 
     def do_POST(self) -> None:
-        data = self.rfile.read(int(self.headers["Content-Length"]))
+        data = self.rfile.read(int(self.headers["Content-Length"] or 0))
         self.server.requests.append((self.path, dict(self.headers), data))
         answers = self.server.answers
         status, body = answers.pop(0) if len(answers) > 1 else answers[0]
@@ -67,6 +68,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)
+
+    def do_GET(self) -> None:
+        self.do_POST()
 
     def log_message(self, *args: object) -> None:
         pass
@@ -178,6 +182,48 @@ def test_each_answer_has_its_error(status: int, body: object, kind: type[ClientE
 def test_foreign_answer_is_refused(body: object) -> None:
     with pytest.raises(UnexpectedAnswerError, match=r"got an answer (that is none of imgcls' handler|with no class)"):
         parse_prediction(body)
+
+
+DEEP, LONG = "[" * 100_000 + "]" * 100_000, f"[{'9' * 5000}]"
+WORKERS = [{"id": "9000", "status": "READY", "pid": "x" * 300, "gpu": "\n"}] * 50
+
+
+@pytest.mark.parametrize("text", [DEEP, LONG])
+def test_answer_that_python_cannot_hold_is_none_of_ours(fake: Fake, text: str) -> None:
+    fake.answers = [(200, text)]
+    with Client(fake.url) as client, pytest.raises(UnexpectedAnswerError):
+        client.predict(b"x")
+
+
+@pytest.mark.parametrize(
+    ("ask", "status", "body", "words"),
+    [
+        ("describe", 200, DEEP, "got 200 and no JSON; is this TorchServe"),
+        ("describe", 200, LONG, "got 200 and no JSON; is this TorchServe"),
+        ("describe", 200, [], "not TorchServe 0.12's (the whole: Tuple should have at least 1 item"),
+        ("describe", 200, [{"modelName": "m", "workers": WORKERS}], "(0.modelVersion: Field required, got {"),
+        ("describe", 500, {"message": "a\nb " + "x" * 1000}, "refused with 500: a b xxx"),
+        ("describe", 500, [{}] * 1000, "refused with 500: [{}, {}"),
+        ("list_models", 200, {"models": [{}]}, "(models.0.modelName: Field required"),
+        ("list_models", 200, [], "not TorchServe 0.12's (the whole: "),
+        ("ask_worker", 200, [], "not TorchServe 0.12's (the whole: "),
+        ("ask_worker", 200, {"a": 1}, "not TorchServe 0.12's (the whole: "),
+    ],
+)
+def test_management_answer_that_is_none_is_one_short_line(
+    fake: Fake, ask: str, status: int, body: object, words: str
+) -> None:
+    fake.answers = [(status, body)]
+    with Management(fake.url, token=None) as management, pytest.raises(ManagementError) as caught:
+        match ask:
+            case "describe":
+                management.describe("m")
+            case "list_models":
+                management.list_models()
+            case _:
+                management.ask_worker("m", version="1")
+    message = str(caught.value)
+    assert words in message and "\n" not in message and len(message) < 500
 
 
 def test_file_that_cannot_be_read_is_a_client_error(tmp_path: Path) -> None:
