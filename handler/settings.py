@@ -13,19 +13,20 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from model.cores import count_cores
 from model.decode_limits import MAX_BYTES, MAX_PIXELS
 from model.engines.kinds import AUTO, parse_kind
 from model.errors import EngineError, SpecError, describe_validation_error
+from model.written import Written
 
 Positive = Annotated[int, Field(ge=1)]
 WORKERS_VARIABLE = "IMGCLS_WORKERS"
 PILLOW_MAX_PIXELS = 178_956_970  # Pillow itself refuses larger images
 
 
-class HandlerSettings(BaseModel):
+class HandlerSettings(Written):
     """Settings of the handler; an unknown key is an error, because TorchServe would ignore it silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from imgcls.errors import UsageError
 from imgcls.gateway.settings import Settings
@@ -17,13 +17,14 @@ from imgcls.gateway.table import WHOLE, Autoscale, Model, Percent, Table, Versio
 from imgcls.rollout.plan_problems import describe_problem
 from imgcls.serving.capacity import refuse_workers
 from imgcls.yaml_once import load_yaml
+from model.written import Written
 
 Text = Annotated[str, Field(min_length=1, strict=True)]
 Count = Annotated[int, Field(ge=1, le=1000, strict=True)]
 Wish = Mapping[tuple[str, str], Stored]  # (model, version) -> its archive
 
 
-class _Section(BaseModel):
+class _Section(Written):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

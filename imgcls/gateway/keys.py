@@ -19,6 +19,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from imgcls.errors import UsageError
 from imgcls.files import write_atomic
 from imgcls.gateway.settings import SLOWEST_RATE, describe_invalid
+from model.written import Written
 
 PREFIX = "imk_"  # lets scanners of leaked secrets, and the gateway, tell a key from a token
 SECRET_BYTES = 32
@@ -29,7 +30,7 @@ MOST_DAYS = 36_500
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,100}$")]
 
 
-class ApiKey(BaseModel):
+class ApiKey(Written):
     """One key, without the key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from imgcls.errors import UsageError
 from imgcls.serving.ports import LOOPBACK
 from imgcls.yaml_once import load_yaml
+from model.written import Written
 
 DEFAULT_FILE = Path("gateway.yaml")
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -23,7 +24,7 @@ Rate = Annotated[float, Field(ge=SLOWEST_RATE, le=FASTEST_RATE)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}$")]
 
 
-class _Section(BaseModel):
+class _Section(Written):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

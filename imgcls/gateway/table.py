@@ -10,18 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from imgcls.files import write_atomic
 from imgcls.gateway.errors import BusyError, TableError
 from imgcls.gateway.settings import describe_invalid
+from model.written import Written
 
 TABLE_FILE = "table.json"
 WHOLE = 100.0
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-class _Row(BaseModel):
+class _Row(Written):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

@@ -142,13 +142,15 @@ def exactly(*values: str) -> Check:
 
 
 def lax_integer(least: int, most: int | None = None, *, or_word: str | None = None) -> Check:
-    """A whole number as our handler takes it, through pydantic: 5, "5" and 5.0 are one; or a word."""
+    """A whole number as our handler takes it, through pydantic: 5, "5" and 5.0 are one, true is none; or a word."""
     expected = f"a whole number from {least}" + (f" to {most}" if most else "") + (f", or {or_word}" if or_word else "")
     numbers = TypeAdapter(Annotated[int, Field(ge=least, le=most)])
 
     def check(value: Any) -> str | None:
         if or_word and value == or_word:
             return None
+        if isinstance(value, bool):  # of model.written
+            return expected
         try:
             numbers.validate_python(value)
         except ValidationError:

@@ -26,6 +26,7 @@ from imgcls.training.progress import log
 from imgcls.yaml_once import load_yaml
 from model.errors import describe_validation_error
 from model.spec import Channels, Interpolation, Sample
+from model.written import Written
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -35,7 +36,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class TrainConfig(BaseSettings):
+class TrainConfig(Written, BaseSettings):
     """All choices of a run. What is None is decided from the data, and written as decided into spec.yaml."""
 
     model_config = SettingsConfigDict(

@@ -68,6 +68,8 @@ ONE = "models: [{name: m, versions: [{version: '1', archive: m.mar"
         (ONE + ", wieght: 100}]}]", "models[0].versions[0].wieght is no key here; meant weight?"),
         (ONE + ", weight: 40}]}]", "m has weights of 40 together; expected 100"),
         (ONE + ", weight: 140}]}]", "models[0].versions[0].weight is 140; expected 0 to 100"),
+        (ONE + ", weight: yes}]}]", "models[0].versions[0].weight is true; expected 0 to 100"),
+        (ONE + ", autoscale: {min: true, max: 2}}]}]", "versions[0].autoscale.min is true; expected a whole number"),
         (ONE + ", workers: 0}]}]", "models[0].versions[0].workers is 0; expected"),
         (ONE + ", workers: many}]}]", "models[0].versions[0].workers is 'many'"),
         (ONE + "}], default: '7'}]", "m has the default 7; expected one of 1"),

@@ -17,6 +17,8 @@ def test_settings_default_where_the_configuration_is_silent():
     [
         ({"topk": 3}, "topk: is not a field that is known here"),
         ({"top_k": 0}, r"top_k: .* \(got 0\)"),
+        ({"top_k": True}, r"top_k: .* valid integer \(got True\)"),
+        ({"threads": False}, r"threads: .* valid integer \(got False\)"),
         ({"threads": "all"}, r"threads.* \(got 'all'\)"),
         ({"max_pixels": 10**9}, r"max_pixels: .* less than or equal to 178956970"),
         ({"max_bytes": 0}, r"max_bytes: .* \(got 0\)"),

@@ -129,6 +129,7 @@ def test_an_unknown_flag_ends_with_usage(capsys):
     [
         ("learning_rate: 1", "learning_rate: is not a field that is known here"),
         ("lr: fast", r"lr: .* \(got 'fast'\)"),
+        ("epochs: yes", r"epochs: .* valid integer \(got True\)"),
         ("- lr", "got list; expected a mapping"),
         ("", "got NoneType; expected a mapping"),
         ("lr: [", "cannot be read as YAML"),

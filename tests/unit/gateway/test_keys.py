@@ -106,6 +106,7 @@ def test_an_empty_list_says_how_to_begin(file):
         ({"burst": 3}, "burst is 3 without a rate"),
         ({"requests_per_s": 0}, "requests_per_s is 0"),
         ({"models": ('a"b',)}, "models.0 is"),
+        ({"requests_per_s": True}, "requests_per_s is True; .* valid number"),
     ],
 )
 def test_a_key_that_cannot_be_is_refused_and_nothing_written(file, options, expected):
