@@ -17,7 +17,7 @@ from imgcls.rollout.errors import PlanError
 from imgcls.rollout.looks import Schedule
 from imgcls.rollout.plan_problems import describe_problem
 from imgcls.rollout.plan_text import write_toml
-from imgcls.rollout.thresholds import Count, Flag, Positive, Seconds, Section, Thresholds
+from imgcls.rollout.thresholds import Count, Flag, Seconds, Section, Thresholds, Timeout
 from imgcls.yaml_once import load_yaml
 
 Step = Literal[
@@ -111,11 +111,13 @@ class Plan(Section):
         "versions", description="versions: both on every server; instances: server by server, where both have no room"
     )
     instance_hold_s: Seconds = Field(180.0, description="instances: seconds each server is watched before the next")
-    workers: Count | None = Field(None, description="of the new version; unset: as many as the stable version has")
-    ready_timeout_s: Positive = Field(300.0, description="seconds until all workers have to be READY")
+    workers: Annotated[Count, Field(le=1000)] | None = Field(
+        None, description="of the new version; unset: as many as the stable version has"
+    )
+    ready_timeout_s: Timeout = Field(300.0, description="seconds until all workers have to be READY")
     golden: Flag = Field(True, description="the golden inputs have to be answered right before any traffic")
     keep_warm_s: Seconds = Field(600.0, description="seconds the old version keeps its workers, for undo in seconds")
-    drain_timeout_s: Positive = Field(60.0, description="seconds that requests in flight get before a version is left")
+    drain_timeout_s: Timeout = Field(60.0, description="seconds that requests in flight get before a version is left")
     shadow: Shadow = Field(default_factory=Shadow, description="copies of requests, no answer reaches a client")
     canary: Canary = Field(default_factory=Canary, description="shares of real traffic")
     analysis: Analysis = Field(default_factory=Analysis, description="how answers are judged")

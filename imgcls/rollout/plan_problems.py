@@ -109,7 +109,7 @@ def _describe_bounds(field: FieldInfo | None) -> str:
     for each in (*field.metadata, *_metadata_in(field.annotation)):
         for kind, name in ((Ge, "ge"), (Gt, "gt"), (Le, "le"), (Lt, "lt")):
             if isinstance(each, kind):
-                words[kind] = f"{getattr(each, name):g}"
+                words[kind] = f"{getattr(each, name):.10g}"
     if Ge in words and Le in words:
         return f"{words[Ge]} to {words[Le]}"
     templates = ((Ge, "{} or above"), (Gt, "above {}"), (Le, "{} or below"), (Lt, "below {}"))

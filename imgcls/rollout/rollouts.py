@@ -20,6 +20,7 @@ from imgcls.rollout.plan import Plan, Shadow
 from imgcls.rollout.progress import OnChange, Progress
 from imgcls.rollout.prune import find_unneeded
 from imgcls.rollout.state import Release, RolloutFiles, RolloutState, StepState
+from imgcls.serving.capacity import refuse_workers
 
 ABORT_TIMEOUT_S = 300.0
 BUSY = "another process runs a rollout here; see imgcls rollout status, and ask it with pause, promote or abort"
@@ -44,6 +45,7 @@ class Rollouts:
         Raises:
             BusyError: another process runs a rollout.
             RolloutError: there is nothing to continue, or something else has to be finished first.
+            UsageError: the plan wants more workers than could be.
             ServingError: see imgcls.rollout.engine.run_rollout.
         """
         with self._lock():
@@ -54,6 +56,8 @@ class Rollouts:
                 return run_rollout(self._progress(last, on_change))
             if archive is None:
                 raise NoRolloutError("there is no rollout to continue; name an archive to begin one")
+            if plan is not None and plan.workers is not None:
+                refuse_workers(plan.workers, what="the plan's workers")
             model = self.gateway.table().get(read_contents(archive).name)
             state = new_rollout(model, archive.absolute(), plan or Plan(), operator=operator(), servers=self._servers())
             self.files.write(state)

@@ -23,8 +23,10 @@ def _read_off(value: Any) -> Any:
 OFF = BeforeValidator(_read_off)  # TOML has no null
 Fraction = Annotated[float, Field(ge=0, le=1, strict=True)]
 Positive = Annotated[float, Field(gt=0, strict=True)]
-Seconds = Annotated[float, Field(ge=0, strict=True)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+LONGEST_S = 2_592_000  # 30 days; what waits so long and longer overflows at some number
+Seconds = Annotated[float, Field(ge=0, le=LONGEST_S, strict=True)]
+Timeout = Annotated[float, Field(gt=0, le=LONGEST_S, strict=True)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000, strict=True)]
 Limit = Annotated[Fraction | None, OFF]
 Flag = Annotated[bool, Field(strict=True)]
 

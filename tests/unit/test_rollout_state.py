@@ -11,6 +11,7 @@ import pytest
 
 from bench.open_loop import Answer
 from bench.rollout import Span, find_forbidden
+from imgcls.errors import UsageError
 from imgcls.gateway.folder import GatewayFolder
 from imgcls.gateway.gateway import Gateway
 from imgcls.gateway.listeners import EnvoyPaths
@@ -227,6 +228,13 @@ def test_a_rollout_is_not_continued_with_another_archive_or_plan(rollouts, state
         with pytest.raises(RolloutError, match="keeps its archive and plan; continue it with imgcls rollout start,"):
             rollouts.start(archive, plan, on_change=ignore)
     assert rollouts.start(archive, Plan(), on_change=ignore).status == "promoted"
+
+
+def test_a_plan_that_wants_more_workers_than_could_be_begins_nothing(rollouts, monkeypatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=2_000_000_000))
+    with pytest.raises(UsageError, match="the plan's workers is 14; expected at most 13"):
+        rollouts.start(Path("/2.mar"), Plan(workers=14), on_change=ignore)
+    assert rollouts.files.read() is None
 
 
 def test_nothing_that_is_asked_later_takes_the_place_of_an_abort(rollouts, state, monkeypatch) -> None:
