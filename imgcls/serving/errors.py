@@ -7,7 +7,8 @@ ServingError
 ├── AlreadyRunningError  the state folder's server is still alive
 ├── NotRunningError      there is no server, or its process is gone
 ├── NotReadyError        not READY and right within the timeout
-│   └── WorkerFailedError    a worker died while loading; `details` holds its own traceback
+│   ├── WorkerFailedError    a worker died while loading; `details` holds its own traceback
+│   └── OvertakenError       somebody else has asked for another number of workers meanwhile
 └── ManagementError      the management API refused, or did not answer
     ├── NotRegisteredError      there is no such model or version
     └── AlreadyRegisteredError  the version is there already
@@ -51,6 +52,10 @@ class WorkerFailedError(NotReadyError):
     def __init__(self, message: str, *, details: str) -> None:
         super().__init__(message)
         self.details = details
+
+
+class OvertakenError(NotReadyError):
+    """Somebody else has asked for another number of workers while this one was waited for."""
 
 
 class ManagementError(ServingError):

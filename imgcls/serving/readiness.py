@@ -11,7 +11,7 @@ from pathlib import Path
 from imgcls.client import Client
 from imgcls.errors import ClientError
 from imgcls.serving import logs
-from imgcls.serving.errors import ManagementError, NotReadyError, WorkerFailedError
+from imgcls.serving.errors import ManagementError, NotReadyError, OvertakenError, WorkerFailedError
 from imgcls.serving.management import Management, ModelStatus
 from imgcls.serving.state import StateFolder
 from model.golden import ALL_CLASSES, GoldenItem, describe_mismatch
@@ -67,12 +67,13 @@ def wait_for_workers(
         watch: made before the workers were started.
         deadline_s: until when to wait, on time.monotonic().
         version: of the model; default: its default version.
-        workers: how many are wanted; default: as many as the model's minWorkers says.
+        workers: how many were asked for; default: as many as the model's minWorkers says.
         check_alive: raises when the server's process has ended.
         on_progress: told what is waited for, whenever that changes.
 
     Raises:
         WorkerFailedError: a worker has died while loading.
+        OvertakenError: another number of workers was asked for since.
         NotReadyError: the deadline has passed.
     """
     said, what = "", f"{name} {version}" if version else name
@@ -82,6 +83,11 @@ def wait_for_workers(
         status, now = _look(management, name, version)
         if status is not None and status.is_ready and workers in (None, status.ready_workers):
             return status
+        if status is not None and workers not in (None, status.min_workers):  # TorchServe took it before it answered
+            raise OvertakenError(
+                f"{what}: {workers} workers were asked for, and {status.min_workers} since, by somebody else, which "
+                "holds; see imgcls status, and set yours again if that is not meant"
+            )
         if now != said:
             on_progress(said := now)
         if time.monotonic() > deadline_s:

@@ -28,7 +28,7 @@ from imgcls.serving import doctor, logs, processes
 from imgcls.serving.access import inference_client, management_client
 from imgcls.serving.capacity import refuse_workers
 from imgcls.serving.environment import serving_environment
-from imgcls.serving.errors import AlreadyRunningError, NotReadyError, PreflightError
+from imgcls.serving.errors import AlreadyRunningError, NotReadyError, OvertakenError, PreflightError
 from imgcls.serving.java import find_java
 from imgcls.serving.management import ModelStatus
 from imgcls.serving.ports import Ports, ports_from
@@ -159,7 +159,7 @@ def scale(
 
     Raises:
         NotRunningError: there is no server.
-        NotReadyError: the workers are not READY in time, or one has died while loading.
+        NotReadyError: the workers are not READY in time, one has died while loading, or another number was asked for.
         ManagementError: the server refused.
     """
     state = folder.read_running()
@@ -289,7 +289,11 @@ def _wait_until_ready(
 
         if options.workers not in (None, wait(None)):  # the archive's minWorkers stands over the configuration
             management.scale(state.model, options.workers or 1)
-            wait(options.workers)
+            try:
+                wait(options.workers)
+            except OvertakenError as err:  # no reason to end what somebody else uses already
+                on_progress(f"warning: {err}")
+                wait(None)
     on_progress("asking the golden inputs")
     with inference_client(state, folder) as client:
         check_golden(client, read_golden(options.archive), where=options.archive)

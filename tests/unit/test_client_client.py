@@ -23,9 +23,10 @@ from imgcls.client.errors import (
     UnexpectedAnswerError,
 )
 from imgcls.errors import ClientError
-from imgcls.serving.errors import ManagementError, NotReadyError
+from imgcls.serving.errors import ManagementError, NotReadyError, OvertakenError
 from imgcls.serving.management import Management
-from imgcls.serving.readiness import check_golden
+from imgcls.serving.readiness import LogWatch, check_golden, wait_for_workers
+from imgcls.serving.state import StateFolder
 from model.golden import GoldenItem
 from tests.support.http import Server
 
@@ -224,6 +225,17 @@ def test_management_answer_that_is_none_is_one_short_line(
                 management.ask_worker("m", version="1")
     message = str(caught.value)
     assert words in message and "\n" not in message and len(message) < 500
+
+
+def test_number_of_workers_that_somebody_else_replaced_is_not_waited_for(fake: Fake, tmp_path: Path) -> None:
+    bounds = {"minWorkers": 2, "maxWorkers": 2, "batchSize": 8, "maxBatchDelay": 1}
+    fake.answers = [(200, [{"modelName": "m", "modelVersion": "1", "workers": []} | bounds])]
+    watch, deadline_s = LogWatch(StateFolder(tmp_path)), time.monotonic() + 2
+    with Management(fake.url, token=None) as management:
+        with pytest.raises(OvertakenError, match="m: 3 workers were asked for, and 2 since, by somebody else"):
+            wait_for_workers(management, "m", watch=watch, deadline_s=deadline_s, workers=3)
+        with pytest.raises(NotReadyError, match="0 of 2 workers READY"):  # as many as it wants: its own are awaited
+            wait_for_workers(management, "m", watch=watch, deadline_s=time.monotonic(), workers=2)
 
 
 def test_file_that_cannot_be_read_is_a_client_error(tmp_path: Path) -> None:
