@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from imgcls.archive.contents import read_contents
 from imgcls.archive.golden import read_golden
 from imgcls.client import Client
-from imgcls.errors import ServingError
+from imgcls.errors import ArchiveError, ServingError
 from imgcls.files import write_atomic
 from imgcls.gateway.clusters import Endpoint
 from imgcls.gateway.store import Store
 from imgcls.gateway.table import Model, Version
 from imgcls.serving.access import inference_token, management_client
-from imgcls.serving.errors import AlreadyRegisteredError, NotRegisteredError, NotRunningError
+from imgcls.serving.doctor import check_room_for
+from imgcls.serving.errors import AlreadyRegisteredError, NotRegisteredError, NotRunningError, PreflightError
 from imgcls.serving.management import Management, ModelStatus
 from imgcls.serving.ports import LOOPBACK
 from imgcls.serving.readiness import LogWatch, check_golden, wait_for_workers
@@ -127,6 +129,7 @@ class Member:
         """Registers a version unless it is there, gives it its workers, and waits until all are READY.
 
         Raises:
+            PreflightError: the server has no room to unpack it, or its archive is gone; nothing was registered.
             NotReadyError: a worker could not load it, or not in time; what was registered is left for `unload`.
             NotRunningError: the server is down.
             ManagementError: it refused.
@@ -149,6 +152,8 @@ class Member:
                 )
 
             try:
+                if row.version not in self.versions(model):
+                    self._refuse_full_disk(row.archive, state)
                 management.register(row.archive)
                 wait(None)  # as many as the archive's minWorkers says, whatever is asked for
             except AlreadyRegisteredError:
@@ -157,6 +162,15 @@ class Member:
                 management.scale(model, row.workers, version=row.version)
             if row.workers:
                 wait(row.workers)
+
+    def _refuse_full_disk(self, archive: str, state: ServerState) -> None:
+        """Raises PreflightError where TorchServe could not unpack an archive, whose own words do not say why."""
+        try:
+            contents = read_contents(self._store.path(archive))
+        except ArchiveError as err:
+            raise PreflightError(str(err)) from err
+        for finding in check_room_for(contents, state.temporary):
+            raise PreflightError(f"{finding.detail}: make room, for instance by imgcls rollout prune, and try again")
 
     def scale(self, model: str, row: Version) -> None:
         """Gives a version that is there its number of workers, and does not wait for them.

@@ -268,8 +268,13 @@ def check_disk(folders: Iterable[Path]) -> list[Finding]:
 
 
 def check_unpacking(folder: StateFolder, contents: ArchiveContents) -> list[Finding]:
-    """Is there room for the archive where TorchServe unpacks it, and for its logs then?"""
-    existing = _find_existing(Path(tempfile.gettempdir()) if folder.is_deep else folder.path)
+    """Is there room for the archive where TorchServe will unpack it, and for its logs then?"""
+    return check_room_for(contents, Path(tempfile.gettempdir()) if folder.is_deep else folder.path)
+
+
+def check_room_for(contents: ArchiveContents, folder: Path) -> list[Finding]:
+    """Is there room for an unpacked archive in this folder, and for logs then?"""
+    existing = _find_existing(folder)
     needed_bytes = sum(contents.sizes.values())
     free_bytes = shutil.disk_usage(existing).free
     if free_bytes >= needed_bytes + FULL_BYTES:

@@ -1,18 +1,23 @@
 import json
+import os
 import socket
 import sys
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from imgcls.archive.contents import read_contents
+from imgcls.gateway.member import Member
+from imgcls.gateway.store import Store
+from imgcls.gateway.table import Version
 from imgcls.serving import doctor
-from imgcls.serving.errors import JavaError
+from imgcls.serving.errors import JavaError, PreflightError
 from imgcls.serving.java import find_java
-from imgcls.serving.ports import Ports
-from imgcls.serving.state import StateFolder
+from imgcls.serving.ports import Ports, ports_from
+from imgcls.serving.state import ServerState, StateFolder
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -136,6 +141,27 @@ def test_archive_that_cannot_be_unpacked_is_seen_before_torchserve_refuses_it(
     found = doctor.check_unpacking(StateFolder(tmp_path / "state"), contents)
     assert [finding.status for finding in found] == ([] if is_room else ["error"])
     assert is_room or "1,000 MB free, and the archive takes 1,000 MB unpacked" in found[0].detail
+
+
+def test_version_that_cannot_be_unpacked_is_not_loaded_beside_another(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, temporary = StateFolder(tmp_path / "state"), tmp_path / "tmp"
+    folder.prepare()
+    fields = {"server_id": "x", "pid": os.getpid(), "created_s": psutil.Process().create_time(), "model": "colors"}
+    nobody = {"inference_url": "http://127.0.0.1:9", "management_url": "http://127.0.0.1:9", "token_required": False}
+    other = {"ports": ports_from(9000), "archive": archive, "version": "1", "temporary": temporary}
+    folder.write(ServerState(**fields, **nobody, **other))
+    asked: list[Path] = []
+    monkeypatch.setattr("shutil.disk_usage", lambda path: asked.append(path) or Usage(0, 0, 10_000_000))
+    monkeypatch.setattr(Member, "versions", lambda *_: {})
+    member = Member("main", folder, Store(archive.parent))
+    row = Version(version="2", archive=archive.name, tree_sha256="0", workers=1, weight=0)
+    with pytest.raises(PreflightError, match=r"10 MB free, and the archive takes .* MB unpacked: make room"):
+        member.load("colors", row, timeout_s=1)
+    assert asked == [tmp_path]  # of its temporary folder, which is not there yet
+    with pytest.raises(PreflightError, match=r"gone\.mar: there is no such archive"):
+        member.load("colors", row.model_copy(update={"archive": "gone.mar"}), timeout_s=1)
 
 
 def test_overriding_variables_are_warned_of() -> None:
