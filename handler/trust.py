@@ -86,15 +86,16 @@ def read_trust(path: Path | None) -> Trust:
         return DEFAULT_TRUST
     try:
         data = path.read_bytes()
-        fields, repeated = yaml.safe_load(data), _find_repetition(data)
+        fields, written = yaml.safe_load(data), _list_keys(data)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as err:  # ValueError: no UTF-8, or a date that is none
         raise TrustError(f"{path}: the trust file cannot be read: {' '.join(str(err).split())}") from err
-    if repeated:
-        raise TrustError(f"{path}: {repeated} stands in it more than once, of which YAML heeds the last; remove one")
+    names = [key for key, _ in written]
+    if repeated := [key for key in names if names.count(key) > 1]:  # a line below must not undo a stricter one above
+        raise TrustError(f"{path}: {repeated[0]} stands in it more than once, of which YAML heeds the last; remove one")
     if not isinstance(fields, dict):
         raise TrustError(f"{path}: is no trust file; expected at least policy: off, hash or signed")
-    if fields.get("policy") is False:  # YAML takes a bare off for this
-        fields["policy"] = "off"
+    if fields.get("policy") is False:  # YAML takes a bare off for this, and no and false too, which are no policy
+        fields["policy"] = dict(written).get("policy", "false").lower()
     try:
         trust = _resolve(Trust.model_validate(fields), folder=path.absolute().parent)
     except ValidationError as err:
@@ -107,11 +108,11 @@ def read_trust(path: Path | None) -> Trust:
     return trust
 
 
-def _find_repetition(data: bytes) -> str | None:
-    """Returns a key of the file that stands in it more than once: a line below must not undo a stricter one above."""
+def _list_keys(data: bytes) -> list[tuple[str, str]]:
+    """Returns the keys of the file with their values as they are written, empty for one that is a list or a mapping."""
     root = yaml.compose(data, Loader=yaml.SafeLoader)
-    keys = [str(key.value) for key, _ in root.value] if isinstance(root, yaml.MappingNode) else []
-    return next((key for key in keys if keys.count(key) > 1), None)
+    pairs = root.value if isinstance(root, yaml.MappingNode) else ()
+    return [(str(key.value), value.value if isinstance(value, yaml.ScalarNode) else "") for key, value in pairs]
 
 
 def name_in_environment() -> str | None:
