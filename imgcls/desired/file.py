@@ -14,6 +14,7 @@ from imgcls.errors import UsageError
 from imgcls.gateway.settings import Settings
 from imgcls.gateway.store import Store, Stored
 from imgcls.gateway.table import WHOLE, Autoscale, Model, Percent, Table, Version
+from imgcls.rollout.plan import Hundredths
 from imgcls.rollout.plan_problems import describe_problem
 from imgcls.serving.capacity import refuse_workers
 from imgcls.yaml_once import load_yaml
@@ -34,7 +35,9 @@ class DesiredVersion(_Section):
     version: Text
     archive: Path
     workers: Count = 1  # on each server
-    weight: Percent | None = None  # percent of the model's requests; unset: 0, or 100 where it is the only version
+    weight: Annotated[Percent, Hundredths] | None = (
+        None  # percent of the model's requests; unset: 0, or 100 where it is the only version
+    )
     min_ready: Count = 1  # fewer READY workers, on all servers together, and the gateway is not ready
     servers: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None  # which have it; unset: all
     autoscale: Autoscale | None = None  # workers follow the load between min and max, from `workers` on
@@ -99,6 +102,8 @@ class Desired(_Section):
                 unknown = [name for name in row.servers or () if name not in servers]
                 if unknown:
                     raise UsageError(f"{where}: servers names {unknown[0]}; expected some of {', '.join(servers)}")
+                if row.servers and len(set(row.servers)) != len(row.servers):
+                    raise UsageError(f"{where}: servers names {', '.join(row.servers)}; expected each once")
                 bounds = {"workers": row.workers, "autoscale.max": row.autoscale.max if row.autoscale else 0}
                 for key, count in bounds.items():
                     refuse_workers(count, what=f"{where}: {key}")

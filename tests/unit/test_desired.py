@@ -68,6 +68,7 @@ ONE = "models: [{name: m, versions: [{version: '1', archive: m.mar"
         (ONE + ", wieght: 100}]}]", "models[0].versions[0].wieght is no key here; meant weight?"),
         (ONE + ", weight: 40}]}]", "m has weights of 40 together; expected 100"),
         (ONE + ", weight: 140}]}]", "models[0].versions[0].weight is 140; expected 0 to 100"),
+        (ONE + ", weight: 33.333}]}]", "models[0].versions[0].weight is 33.333; expected at most two decimals"),
         (ONE + ", weight: yes}]}]", "models[0].versions[0].weight is true; expected 0 to 100"),
         (ONE + ", autoscale: {min: true, max: 2}}]}]", "versions[0].autoscale.min is true; expected a whole number"),
         (ONE + ", workers: 0}]}]", "models[0].versions[0].workers is 0; expected"),
@@ -97,6 +98,7 @@ def test_archives_are_meant_from_the_files_folder_and_a_lone_version_gets_all_re
     [
         (", servers: [a, b, c]", "servers names c; expected some of a, b"),
         (", servers: [a]", "server b would have no version"),
+        (", servers: [a, b, a]", "m 1: servers names a, b, a; expected each once"),
         (", workers: 2, min_ready: 5", "min_ready is 5; expected at most its 4 workers"),
     ],
 )
