@@ -38,8 +38,14 @@ def apply(
     folder = GatewayFolder(state)
     if export:
         from imgcls.desired.file import write_desired
+        from imgcls.gateway.errors import NoGatewayError
 
-        print(write_desired(folder.table.read(), folder.store), end="")
+        table = folder.table.read()
+        if not table.models:
+            raise NoGatewayError(
+                f"no gateway was served with the state folder {folder.state}; name another with --state"
+            )
+        print(write_desired(table, folder.store), end="")
         return
     if desired is None:
         raise UsageError("no file is named; write one, for instance from imgcls apply --export")

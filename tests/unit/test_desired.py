@@ -139,6 +139,11 @@ def test_export_is_a_wish_for_what_is_there(tmp_path: Path) -> None:
     assert to_table(desired, wish).models == now.models
 
 
+def test_where_no_gateway_was_served_there_is_nothing_to_export(tmp_path: Path, command) -> None:
+    status, out, err = command("apply", "--export", "--state", tmp_path / "nowhere")
+    assert (status, out) == (1, "") and err.startswith("error: no gateway was served with the state folder")
+
+
 @pytest.mark.parametrize(("now", "wanted"), [(3, 3), (9, 4), (1, 2)])
 def test_workers_that_follow_the_load_are_no_difference_within_their_bounds(now: int, wanted: int) -> None:
     follows = row("1", weight=100, workers=2).model_copy(update={"autoscale": Autoscale(min=2, max=4)})
