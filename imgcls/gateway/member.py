@@ -80,7 +80,13 @@ class Member:
         Raises:
             NotRunningError: it is down.
         """
-        return self.folder.read_running()
+        try:
+            return self.folder.read_running()
+        except NotRunningError as err:  # whose advice is to start it, which is the supervisor's to do
+            raise NotRunningError(
+                f"server {self.name} is down; the gateway starts it again, with the versions and workers of its table, "
+                f"which imgcls status shows; try again then. Why it ended: {self.folder.console_log}"
+            ) from err
 
     def endpoint(self) -> Endpoint | None:
         """Returns where it takes requests, None while it is down or starting."""

@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,11 @@ import pytest
 from imgcls.gateway import keeper
 from imgcls.gateway.envoy_process import EnvoyProcess
 from imgcls.gateway.keeper import Keeper
+from imgcls.gateway.member import Member
+from imgcls.gateway.store import Store
+from imgcls.gateway.table import Version
+from imgcls.serving.errors import NotRunningError
+from imgcls.serving.state import StateFolder
 
 WAIT_S = 10.0
 
@@ -34,6 +40,14 @@ def test_a_server_is_started_again_once_the_disk_can_be_written(monkeypatch: pyt
     member.mark_down = lambda: None
     assert started.wait(WAIT_S)
     kept.stop()
+
+
+def test_a_server_that_is_down_is_left_to_the_gateway_to_start(tmp_path: Path) -> None:
+    member = Member("main", StateFolder(tmp_path), Store(tmp_path))
+    with pytest.raises(NotRunningError, match=r"^server main is down; the gateway starts it again") as caught:
+        member.load("m", Version(version="1", archive="m.mar", tree_sha256="0", workers=1, weight=100), timeout_s=1)
+    assert "imgcls serve" not in str(caught.value)
+    assert member.state() is None and member.is_idle("m", "1")
 
 
 def test_envoy_that_cannot_be_started_now_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
