@@ -225,7 +225,7 @@ class Applier:
     def _locks(self) -> Iterator[None]:
         with ExitStack() as locks:
             for member in self._gateway.members:
-                locks.enter_context(member.lock())
+                locks.enter_context(member.lock(on_progress=self._tell))
             yield
 
 

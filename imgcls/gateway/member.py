@@ -1,10 +1,12 @@
 """One TorchServe behind the gateway: what it has, and the steps that bring it nearer to the table."""
 
 import fcntl
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from imgcls.archive.contents import read_contents
 from imgcls.archive.golden import read_golden
@@ -12,6 +14,7 @@ from imgcls.client import Client
 from imgcls.errors import ArchiveError, ServingError
 from imgcls.files import write_atomic
 from imgcls.gateway.clusters import Endpoint
+from imgcls.gateway.errors import BusyError
 from imgcls.gateway.store import Store
 from imgcls.gateway.table import Model, Version
 from imgcls.serving.access import inference_token, management_client
@@ -24,6 +27,7 @@ from imgcls.serving.server import check_alive
 from imgcls.serving.state import ServerState, StateFolder, find_process
 
 GOLDEN_TIMEOUT_S = 30.0
+LOCK_POLL_S = 0.05
 Progress = Callable[[str], None]
 
 
@@ -37,22 +41,32 @@ class Member:
         self._up_file = folder.path / "up"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Waits for its turn to load or unload versions here; read the table after it, not before."""
+    def lock(self, *, timeout_s: float = math.inf, on_progress: Progress = lambda text: None) -> Iterator[None]:
+        """Waits for its turn to load or unload versions here; read the table after it, not before.
+
+        Raises:
+            BusyError: somebody else loads, or drains, for longer than `timeout_s`.
+        """
+        deadline_s, is_told = time.monotonic() + timeout_s, False
         with (self.folder.path / "models.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            while not _is_locked(file):
+                if not is_told:
+                    on_progress(f"{self.name}: waiting for a rollout, an apply or a scale that changes its versions")
+                    is_told = True
+                if time.monotonic() > deadline_s:
+                    raise BusyError(
+                        f"{self.name}: another command, or the gateway itself, changes its versions for longer than "
+                        f"{timeout_s:.0f} s; imgcls status and imgcls rollout status tell more, and --timeout waits "
+                        "longer"
+                    )
+                time.sleep(LOCK_POLL_S)
             yield
 
     @contextmanager
     def try_lock(self) -> Iterator[bool]:
         """Takes its turn if nobody else has it; yields whether it has."""
         with (self.folder.path / "models.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
+            yield _is_locked(file)
 
     def mark_up(self, state: ServerState) -> None:
         """Lets the server take requests."""
@@ -230,3 +244,11 @@ class Member:
         except NotRunningError:
             return True
         return status is None or status.queue is None or status.queue.pending_requests == 0
+
+
+def _is_locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

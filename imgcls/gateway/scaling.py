@@ -40,6 +40,7 @@ def scale(
     Raises:
         TableError: there is no such model or version, or that would be fewer workers than its min_ready.
         InFlightError: requests are in flight all the time, so no worker can go.
+        BusyError: somebody else changes a server's versions all the time; nothing was changed.
         ServingError: a server is down, or its workers are not READY in time; the table stays changed.
     """
     model = gateway.table().choose(name)
@@ -69,7 +70,7 @@ def scale(
     deadline_s = time.monotonic() + timeout_s
     with ExitStack() as locks:
         for member in members:  # before the table: or the supervisor would scale at the same time
-            locks.enter_context(member.lock())
+            locks.enter_context(member.lock(timeout_s=max(1.0, deadline_s - time.monotonic()), on_progress=on_progress))
         gateway.change(change)
         wanted = gateway.table().get(model.name).get(wanted.version)
         try:

@@ -11,6 +11,7 @@ import pytest
 
 from imgcls.gateway import keeper
 from imgcls.gateway.envoy_process import EnvoyProcess
+from imgcls.gateway.errors import BusyError
 from imgcls.gateway.keeper import Keeper
 from imgcls.gateway.member import Member
 from imgcls.gateway.store import Store
@@ -48,6 +49,18 @@ def test_a_server_that_is_down_is_left_to_the_gateway_to_start(tmp_path: Path) -
         member.load("m", Version(version="1", archive="m.mar", tree_sha256="0", workers=1, weight=100), timeout_s=1)
     assert "imgcls serve" not in str(caught.value)
     assert member.state() is None and member.is_idle("m", "1")
+
+
+def test_whoever_waits_for_his_turn_at_a_server_says_so_and_not_for_ever(tmp_path: Path) -> None:
+    first, second = (Member("main", StateFolder(tmp_path), Store(tmp_path)) for _ in range(2))
+    said: list[str] = []
+    with first.lock(timeout_s=0.1, on_progress=said.append), second.try_lock() as is_mine:
+        assert not is_mine and not said
+        with pytest.raises(BusyError, match=r"^main: another command, or the gateway itself, changes its versions"):
+            second.lock(timeout_s=0.1, on_progress=said.append).__enter__()
+    assert said == ["main: waiting for a rollout, an apply or a scale that changes its versions"]
+    with second.lock(timeout_s=0.1):
+        pass
 
 
 def test_envoy_that_cannot_be_started_now_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
