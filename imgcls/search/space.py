@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from imgcls.errors import UsageError
@@ -81,15 +82,15 @@ class Dimension(BaseModel):
             return f"step is {self.step}; expected a whole number, as {name} is one"
         return ""
 
-    def suggest(self, trial: optuna.Trial, name: str) -> Value:
-        """Asks Optuna for a value."""
+    @property
+    def distribution(self) -> BaseDistribution:
+        """What Optuna draws from."""
         if self.choices is not None:
-            chosen: Value = trial.suggest_categorical(name, self.choices)  # type: ignore[assignment] # none is None
-            return chosen
+            return CategoricalDistribution(self.choices)
         low, high = self.low or 0, self.high or 0
         if self.is_whole:
-            return trial.suggest_int(name, int(low), int(high), step=int(self.step or 1), log=self.log)
-        return trial.suggest_float(name, low, high, step=self.step, log=self.log)
+            return IntDistribution(int(low), int(high), step=int(self.step or 1), log=self.log)
+        return FloatDistribution(low, high, step=self.step, log=self.log)
 
 
 class Space(BaseModel):
@@ -113,9 +114,15 @@ class Space(BaseModel):
                 raise ValueError(f"search.{name}: {fault}")
         return self
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, Value]:
-        """Returns the flags of a trial."""
-        return self.fixed | {name: dimension.suggest(trial, name) for name, dimension in self.search.items()}
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What Optuna draws each searched flag from."""
+        return {name: dimension.distribution for name, dimension in self.search.items()}
+
+    def ask(self, study: optuna.Study) -> tuple[optuna.Trial, dict[str, Value]]:
+        """Begins a trial; returns it with its flags."""
+        trial = study.ask(self.distributions)
+        return trial, self.fixed | trial.params
 
 
 def _is_endless(value: Value) -> bool:

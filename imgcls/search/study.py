@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
+from optuna.distributions import check_distribution_compatibility
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState
@@ -71,6 +72,7 @@ def search(
     with _lock(folder):
         study = _open(folder, options)
         _claim(study, folder, space_sha256=space_sha256, metric=options.metric)
+        _refuse_other_draws(study, space, folder)
         _requeue(study)
         deadline = time.monotonic() + options.timeout_s if options.timeout_s else None
         for _ in range(options.trials):
@@ -180,6 +182,23 @@ def _claim(study: optuna.Study, folder: Path, *, space_sha256: str, metric: str)
         study.set_user_attr(key, value)
 
 
+def _refuse_other_draws(study: optuna.Study, space: Space, folder: Path) -> None:
+    """Raises RunError where an earlier version of imgcls drew a flag otherwise, as whole numbers for a step of 1.5.
+
+    Optuna would refuse it too, in its own words, and leave a trial behind that never ran.
+    """
+    wanted = space.distributions
+    for trial in study.trials:
+        for name, drawn in trial.distributions.items():
+            try:
+                check_distribution_compatibility(drawn, wanted[name])
+            except ValueError as err:
+                raise RunError(
+                    f"{folder}: an earlier version of imgcls began its study, and drew {name} from {drawn}; now it "
+                    f"would be {wanted[name]}: give another --out"
+                ) from err
+
+
 def _requeue(study: optuna.Study) -> None:
     """Ends what a killed search left running, and has its settings tried again."""
     for trial in study.get_trials(states=(TrialState.RUNNING,)):
@@ -188,8 +207,8 @@ def _requeue(study: optuna.Study) -> None:
 
 
 def _run_one(study: optuna.Study, space: Space, folder: Path, *, options: SearchOptions) -> FrozenTrial:
-    trial = study.ask()
-    flags = to_flags({**space.suggest(trial), "seed": options.seed})
+    trial, settings = space.ask(study)
+    flags = to_flags({**settings, "seed": options.seed})
     run = folder / TRIALS_FOLDER / f"{trial.number:04}"
 
     def tell_epoch(epoch: int, value: float) -> bool:

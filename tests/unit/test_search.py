@@ -232,6 +232,21 @@ def test_another_space_or_metric_needs_another_folder(tmp_path: Path, train: Pat
         run(tmp_path, train, trials=1, metric="train_accuracy")
 
 
+def test_study_that_an_earlier_version_drew_otherwise_is_refused_before_a_trial(tmp_path: Path, train: Path):
+    text = "[fixed]\nepochs = 1\nwidth = 8\n[search.lr]\nlow = 0\nhigh = 6\nstep = 1.5\n"
+    (tmp_path / "study").mkdir()
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(tmp_path / "study" / "study.journal"))
+    )
+    study = optuna.create_study(storage=storage, study_name="training", direction="maximize")
+    study.tell(study.ask({"lr": optuna.distributions.IntDistribution(0, 6)}), 0.5)
+    with pytest.raises(
+        RunError, match=r"earlier version of imgcls.*drew lr from IntDistribution.*: give another --out"
+    ):
+        run(tmp_path, train, trials=1, text=text)
+    assert len(load_study(tmp_path / "study").trials) == 1
+
+
 def test_column_that_the_history_lacks_is_told_with_those_it_has(tmp_path: Path, train: Path):
     [trial] = run(tmp_path, train, trials=1, metric="val_f1").trials
     assert "has no column 'val_f1'; it has epoch, val_loss, val_accuracy" in trial.user_attrs["reason"]
@@ -288,7 +303,7 @@ def test_space_that_cannot_be_meant_is_refused(tmp_path: Path, change: tuple[str
 def test_step_decides_between_whole_numbers_and_others(tmp_path: Path, name: str, ends: str, possible: list[float]):
     space, _ = read(tmp_path, f"[search.{name}]\n{ends}\n")
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = {space.suggest(study.ask())[name] for _ in range(50)}
+    drawn = {space.ask(study)[1][name] for _ in range(50)}
     assert sorted(drawn) == possible
     assert {type(value) for value in drawn} == {type(possible[0])}
 
