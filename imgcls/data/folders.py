@@ -4,7 +4,8 @@
     train/cats/1.jpg  test/dogs/2.jpg           with splits; validation may be named val, valid or validation
 
 What lies deeper in a class folder belongs to the class. Hidden files and what operating systems leave are ignored; any
-other file that cannot be used is a problem with a name and a reason.
+other file that cannot be used is a problem with a name and a reason. So is a link to a folder that is read already, but
+for one that only leads back to a folder around it.
 """
 
 import os
@@ -21,10 +22,11 @@ from imgcls.errors import DataError
 
 @dataclass(frozen=True)
 class Tree:
-    """The visible files (their path inside the tree, and how to read them) and folders of a source."""
+    """The visible files (their path inside it, and how to read them) and folders of a source, and what is neither."""
 
     files: Mapping[PurePosixPath, Callable[[], bytes]]
     folders: tuple[PurePosixPath, ...]
+    problems: tuple[Problem, ...] = ()
 
 
 def list_folder(root: Path) -> Listing:
@@ -40,11 +42,12 @@ def list_zip(path: Path) -> Listing:
     """
     reader = ZipReader(path)
     try:
-        names = [PurePosixPath(name) for name in reader.names() if not name.endswith("/")]
+        names = sorted(reader.names(), key=PurePosixPath)
     except OSError as err:
         raise DataError(f"{path}: {err}; expected a zip of class folders, so make it again") from err
-    files = {name: partial(reader.read, str(name)) for name in sorted(names) if is_visible(name)}
-    return list_tree(Tree(files, ()))
+    visible = [(name, PurePosixPath(name)) for name in names if is_visible(PurePosixPath(name))]
+    files = {inside: partial(reader.read, name) for name, inside in visible if not name.endswith("/")}
+    return list_tree(Tree(files, tuple(inside for name, inside in visible if name.endswith("/"))))
 
 
 def list_tree(tree: Tree) -> Listing:
@@ -52,7 +55,7 @@ def list_tree(tree: Tree) -> Listing:
     depth = _count_wrappers(tree)
     split_depth = 1 if _has_splits(tree, depth) else 0
     entries: list[Entry] = []
-    problems = _find_empty_classes(tree, depth=depth + split_depth + 1)
+    problems = [*tree.problems, *_find_empty_classes(tree, depth=depth + split_depth + 1)]
     for path, read in tree.files.items():
         found = _classify(path, read, depth=depth, split_depth=split_depth)
         if isinstance(found, Entry):
@@ -78,22 +81,45 @@ def _classify(path: PurePosixPath, read: Callable[[], bytes], *, depth: int, spl
 def _walk_folder(root: Path) -> Tree:
     files: dict[PurePosixPath, Callable[[], bytes]] = {}
     folders: list[PurePosixPath] = []
-    for folder in _walk(root, seen=set()):
-        inside = PurePosixPath(folder.relative_to(root).as_posix())
+    problems: list[Problem] = []
+    again: dict[PurePosixPath, PurePosixPath] = {}
+    for folder, first in _walk(root, seen={}):
+        inside = _place(folder, root)
+        if first:
+            again[inside] = _place(first, root)
+            continue
         folders.append(inside)
         for path in sorted(folder.iterdir()):
-            if path.is_file() and is_visible(inside / path.name):
-                files[inside / path.name] = path.read_bytes
-    return Tree(files, tuple(folders))
+            name = inside / path.name
+            if not is_visible(name) or path.is_dir():
+                continue
+            if path.is_file():
+                files[name] = path.read_bytes
+            else:
+                what = "a link that leads to no file" if path.is_symlink() else "a pipe, socket or device"
+                problems.append(Problem(str(name), f"{what}; expected an image"))
+    for link, target in again.items():
+        reason = f"a link to what is read as {target} already; its images are left out: copy it to have them twice"
+        problems.append(Problem(str(link), reason, files=sum(name.is_relative_to(target) for name in files)))
+    return Tree(files, tuple(folders), tuple(problems))
 
 
-def _walk(folder: Path, *, seen: set[str]) -> Iterator[Path]:
-    """Yields a folder and the visible ones below it; links are followed, but never twice to the same place."""
+def _place(folder: Path, root: Path) -> PurePosixPath:
+    return PurePosixPath(folder.relative_to(root).as_posix())
+
+
+def _walk(folder: Path, *, seen: dict[str, Path]) -> Iterator[tuple[Path, Path | None]]:
+    """Yields a folder and the visible ones below it; links are followed, but never twice to the same place.
+
+    Beside one that was met before stands where; a link that leads back to a folder around it is left out.
+    """
     real = os.path.realpath(folder)
     if real in seen:
+        if not Path(os.path.realpath(folder.parent)).is_relative_to(real):
+            yield folder, seen[real]
         return
-    seen.add(real)
-    yield folder
+    seen[real] = folder
+    yield folder, None
     for path in sorted(folder.iterdir()):
         if path.is_dir() and is_visible(PurePosixPath(path.name)):
             yield from _walk(path, seen=seen)

@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import os
 import struct
 import zipfile
 from pathlib import Path
@@ -161,16 +162,37 @@ def test_leftovers_of_operating_systems_are_ignored(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_used_are_named_with_a_reason(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
     for name in ("cats", "dogs"):
-        write_images(tmp_path / name)
-    (tmp_path / "cats" / "notes.txt").write_text("x")
-    (tmp_path / "stray.png").write_bytes(encode_image(1))
-    (tmp_path / "emus").mkdir()
-    found = reasons(open_source(str(tmp_path)))
-    assert set(found) == {"cats/notes.txt", "stray.png", "emus"}
+        write_images(root / name)
+    (root / "cats" / "notes.txt").write_text("x")
+    (root / "stray.png").write_bytes(encode_image(1))
+    (root / "emus").mkdir()
+    packed = open_source(str(zip_folder(root, tmp_path / "t.zip")))
+    (root / "cats" / "gone.png").symlink_to("nowhere.png")
+    (root / "cats" / "self.png").symlink_to("self.png")
+    os.mkfifo(root / "cats" / "pipe.png")
+    found = reasons(open_source(str(root)))
+    assert set(reasons(packed)) == {"cats/notes.txt", "stray.png", "emus"}
+    assert set(found) == {*reasons(packed), "cats/gone.png", "cats/self.png", "cats/pipe.png"}
     assert found["cats/notes.txt"].startswith("not an image file")
     assert found["stray.png"].startswith("unlabelled")
     assert "without images" in found["emus"]
+    assert found["cats/gone.png"] == found["cats/self.png"] == "a link that leads to no file; expected an image"
+    assert found["cats/pipe.png"].startswith("a pipe")
+
+
+def test_link_to_a_folder_that_is_read_already_is_told(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("cats", "dogs"):
+            write_images(tmp_path / split / name)
+    (tmp_path / "train" / "cats" / "all").symlink_to("../..")  # leads back, and leaves nothing out
+    (tmp_path / "val").symlink_to("test")
+    source = open_source(str(tmp_path))
+    assert count_splits(source) == {"train": 17, "val": 3, "test": 20}
+    told = "a link to what is read as test already; its images are left out: copy it to have them twice"
+    assert reasons(source) == {"val": told}
+    assert count_files(source.problems) == 20
 
 
 def test_names_that_are_not_utf8_are_named_and_the_rest_is_used(tmp_path: Path) -> None:
