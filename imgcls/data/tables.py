@@ -59,9 +59,10 @@ def _find_fault(table: Path, name: str, label: str, *, spelling: dict[str, str])
         return "unlabelled: label is missing; expected the name of a class"
     if label != spelling[label.casefold()]:
         return f"label {label!r} differs only in case from {spelling[label.casefold()]!r}; write it as that"
-    if not (table.parent / name).is_file():
-        return f"no such file in {table.parent}"
-    return ""
+    try:
+        return "" if (table.parent / name).is_file() else f"no such file in {table.parent}"
+    except OSError as err:  # a name that is too long, or a folder that may not be looked into
+        return f"cannot be read in {table.parent}: {err.strerror}"
 
 
 def _find_spelling(rows: list[_Row]) -> dict[str, str]:
@@ -88,13 +89,16 @@ def _read_csv(path: Path) -> Iterator[_Row]:
 
 
 def _read_jsonl(path: Path) -> Iterator[_Row]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: a text may hold U+2028 as it is
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             fields = json.loads(line)
-        except ValueError as err:
+        except (ValueError, RecursionError) as err:
             raise DataError(f"{path}: line {number} is no JSON: {err}") from err
         if not isinstance(fields, dict):
             raise DataError(f'{path}: line {number} is no object; expected such as {{"path": "1.jpg", "label": "cat"}}')
+        if isinstance(fields.get("label"), list | dict):
+            raise DataError(f"{path}: line {number}: label is {fields['label']}; expected the name of one class")
         yield number, fields

@@ -270,8 +270,8 @@ def test_csv_resolves_paths_against_its_folder_and_keeps_its_splits(tmp_path: Pa
 
 def test_jsonl_without_splits_is_split_into_three(tmp_path: Path) -> None:
     write_images(tmp_path, count=20)
-    lines = [f'{{"path": "{number}.png", "label": {number % 2}}}' for number in range(20)]
-    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    lines = [f'{{"path": "{number}.png", "label": {number % 2}, "note": "a\u2028b"}}' for number in range(20)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines), encoding="utf-8")
     source = open_source(str(tmp_path / "t.jsonl"))
     assert count_splits(source) == {"train": 14, "val": 3, "test": 3}
     assert source.classes == ("0", "1")
@@ -280,13 +280,14 @@ def test_jsonl_without_splits_is_split_into_three(tmp_path: Path) -> None:
 def test_csv_rows_that_cannot_be_used_are_named_by_row_number(tmp_path: Path) -> None:
     write_images(tmp_path, count=10)
     good = [f"{number}.png,{'cat' if number % 2 else 'dog'}" for number in range(8)]
-    bad = ["8.png,Cat", "9.png,", "gone.png,cat", ",cat"]
+    bad = ["8.png,Cat", "9.png,", "gone.png,cat", ",cat", f"{300 * 'x'},cat"]
     (tmp_path / "t.csv").write_text("path,label\n" + "\n".join(good + bad))
     found = reasons(open_source(str(tmp_path / "t.csv")))
     assert "differs only in case from 'cat'" in found["t.csv row 10 (8.png)"]
     assert found["t.csv row 11 (9.png)"].startswith("unlabelled")
     assert found["t.csv row 12 (gone.png)"].startswith("no such file")
     assert found["t.csv row 13"].startswith("path is missing")
+    assert found[f"t.csv row 14 ({300 * 'x'})"].endswith("File name too long")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,13 @@ def test_csv_rows_that_cannot_be_used_are_named_by_row_number(tmp_path: Path) ->
     [
         ("t.csv", "file,label\na,b\n", "the header is"),
         ("t.jsonl", "{", "line 1 is no JSON"),
+        ("t.jsonl", "[" * 100_000, "line 1 is no JSON: maximum recursion depth"),
         ("t.jsonl", "[1]", "line 1 is no object"),
+        (
+            "t.jsonl",
+            '{"path": "0.png", "label": ["a", "b"]}',
+            r"line 1: label is \['a', 'b'\]; expected the name of one",
+        ),
         ("t.csv", "path,label\n", "no labelled images"),
     ],
 )
