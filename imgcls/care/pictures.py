@@ -56,10 +56,9 @@ def find_pictures(images: Sequence[Examined], *, progress: bool = True) -> tuple
     if large:
         chosen = [images[place] for place in large]
         near, odd = find_similar(chosen, progress=progress), _find_odd(chosen)
-        same = {place: number for number, group in enumerate(exact) for place in group}
         for members in near:
-            group = _drop_exact([large[place] for place in members], same)
-            if len(group) > 1:
+            group = _drop_exact(images, [large[place] for place in members])
+            if len({images[place].sha256 for place in group}) > 1:
                 findings += _describe_group(images, group, is_exact=False)
         findings += [_describe_odd(images[large[place]], words) for place, words in sorted(odd.items())]
     return findings, notes
@@ -88,17 +87,12 @@ def _group(images: Sequence[Examined], places: Iterable[int], keys: Sequence[str
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _drop_exact(group: Sequence[int], same: dict[int, int]) -> list[int]:
-    """Keeps one of each set of equal images: these are a finding of their own."""
-    seen: set[int] = set()
-    kept = []
+def _drop_exact(images: Sequence[Examined], group: Sequence[int]) -> list[int]:
+    """Keeps one a split of each set of equal images, as these are a finding of their own."""
+    kept: dict[tuple[str, str], int] = {}
     for place in group:
-        number = same.get(place)
-        if number is None or number not in seen:
-            kept.append(place)
-        if number is not None:
-            seen.add(number)
-    return kept
+        kept.setdefault((images[place].sha256, images[place].split), place)
+    return list(kept.values())
 
 
 def _describe_group(images: Sequence[Examined], places: Sequence[int], *, is_exact: bool) -> Iterator[Finding]:

@@ -33,6 +33,7 @@ def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for number in range(count):
                 draw(color, number + 100 * (split == "test")).save(root / split / color / f"{number:02}.png")
     draw("red", 0).save(root / "test" / "red" / "leak.bmp")  # the same pixels in another format
+    draw("red", 0).resize((60, 60)).save(root / "train" / "red" / "larger.png")  # near to that leak, too
     draw("red", 1).save(root / "train" / "red" / "copy.png")
     draw("blue", 2).save(root / "train" / "green" / "conflict.png")
     draw("green", 3).resize((60, 60)).save(root / "test" / "green" / "near.jpg", quality=85)
@@ -59,6 +60,8 @@ def test_each_fault_is_found_under_its_name(report: DataReport):
     assert names(report, "duplicates") == [{"01.png", "copy.png"}]
     assert names(report, "conflicts") == [{"02.png", "conflict.png"}]
     assert {"near.jpg", "03.png"} in names(report, "near-leaks")
+    assert {"00.png", "larger.png", "leak.bmp"} in names(report, "near-leaks")
+    assert {"01.png", "copy.png"} not in names(report, "near-duplicates")
     odd = {next(iter(each)) for each in names(report, "odd")}
     assert {"black.png", "wide.png"} <= odd
 
