@@ -8,7 +8,7 @@ from pathlib import Path
 from imgcls.care.examine import Examined, examine
 from imgcls.care.findings import DataReport, Finding, ImageFacts, Kind, Shown, SplitFacts
 from imgcls.care.labels import find_label_issues
-from imgcls.care.pictures import find_pictures
+from imgcls.care.pictures import find_pictures, is_searched
 from imgcls.data.images import DataSource, Problem
 from imgcls.data.sources import open_source
 from imgcls.errors import DataError
@@ -63,6 +63,7 @@ def check_data(
         images=_describe(images),
         findings=findings,
         labels_checked=suspects is not None,
+        looks_checked=any(map(is_searched, images)),
         notes=notes if labels else [*notes, "labels were not checked: it was not asked for"],
     )
     return _add_pictures(report, images)

@@ -29,6 +29,8 @@ MEANING: dict[Kind, str] = {
     "odd": "images that are dark, bright, blurred, empty, or of an odd size or shape",
 }
 
+LOOKS: tuple[Kind, ...] = ("near-leaks", "near-duplicates", "odd")  # that only larger images are searched for
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,7 +72,10 @@ class ImageFacts(_Part):
 
 
 class DataReport(_Part):
-    """The whole answer; `notes` say what was not looked for, and why, or how."""
+    """The whole answer; `notes` say what was not looked for, and why, or how.
+
+    `looks_checked` says whether any image was large enough to be searched for the kinds of LOOKS.
+    """
 
     source: str
     classes: list[str]
@@ -78,8 +83,13 @@ class DataReport(_Part):
     images: ImageFacts
     findings: list[Finding]
     labels_checked: bool
+    looks_checked: bool
     notes: list[str]
 
     def count(self, kind: Kind) -> int:
         """Returns how many findings of a kind there are."""
         return sum(finding.kind == kind for finding in self.findings)
+
+    def is_checked(self, kind: Kind) -> bool:
+        """Tells whether a kind was looked for at all."""
+        return self.labels_checked if kind == "labels" else self.looks_checked or kind not in LOOKS

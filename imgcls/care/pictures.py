@@ -45,7 +45,7 @@ def find_pictures(images: Sequence[Examined], *, progress: bool = True) -> tuple
     """
     exact = _group(images, range(len(images)), [image.sha256 for image in images])
     findings = [finding for group in exact for finding in _describe_group(images, group, is_exact=True)]
-    large = [place for place, image in enumerate(images) if min(image.width, image.height) >= SMALLEST_SIDE]
+    large = [place for place, image in enumerate(images) if is_searched(image)]
     notes = []
     if len(large) < len(images):
         count = len(images) - len(large)
@@ -62,6 +62,11 @@ def find_pictures(images: Sequence[Examined], *, progress: bool = True) -> tuple
                 findings += _describe_group(images, group, is_exact=False)
         findings += [_describe_odd(images[large[place]], words) for place, words in sorted(odd.items())]
     return findings, notes
+
+
+def is_searched(image: Examined) -> bool:
+    """Tells whether an image is large enough to be searched for odd ones and look-alikes."""
+    return min(image.width, image.height) >= SMALLEST_SIDE
 
 
 def _find_odd(images: Sequence[Examined]) -> dict[int, list[str]]:

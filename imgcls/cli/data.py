@@ -49,7 +49,7 @@ def report(
     from rich.table import Table
 
     from imgcls.care.check import SHOWN, check_data
-    from imgcls.care.findings import MEANING
+    from imgcls.care.findings import LOOKS, MEANING
     from imgcls.errors import DataError, UsageError
     from imgcls.files import refuse_unwritable, write_atomic
     from imgcls.report.charts import draw_bars
@@ -74,14 +74,15 @@ def report(
         table = Table("finding", "what it means")
         table.add_column("found", justify="right")
         for kind, meaning in MEANING.items():
-            is_checked = kind != "labels" or found.labels_checked
-            table.add_row(kind, meaning, f"{counts[kind]:,}" if is_checked else "not checked")
+            table.add_row(kind, meaning, f"{counts[kind]:,}" if found.is_checked(kind) else "not checked")
         console = Console()
         console.width = console.width if console.is_terminal else 120
         console.print(table)
         print("\n".join((*found.notes, f"wrote {target}")))
     if "labels" in wanted and not found.labels_checked:
         raise DataError(f"labels were not checked, and --fail-on asks for them: {found.notes[-1]}")
+    if unsearched := [kind for kind in LOOKS if kind in wanted and not found.looks_checked]:
+        raise DataError(f"{unsearched[0]}: no image was searched, and --fail-on asks for it: {found.notes[0]}")
     if failed := [kind for kind in wanted if counts[kind]]:
         typer.echo(f"refused: {', '.join(f'{counts[kind]} {kind}' for kind in failed)}", err=True)
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
 from imgcls.care.check import check_data
-from imgcls.care.findings import DataReport
+from imgcls.care.findings import LOOKS, DataReport
 from imgcls.cli.main import app
 from imgcls.errors import DataError, UsageError
 from model.errors import NumericError
@@ -130,6 +130,7 @@ def test_uneven_and_missing_classes_are_told(tmp_path: Path):
             for number in range(count):
                 draw(color, number + 100 * (split == "test")).save(tmp_path / split / color / f"{number}.png")
     report = check_data(str(tmp_path), labels=False, progress=False)
+    assert report.is_checked("odd")
     found = {each.kind: each.detail for each in report.findings}
     assert found["missing-classes"] == "test has no image of green"
     assert found["imbalance"].startswith("green has 3 images, red has ")
@@ -153,6 +154,19 @@ def test_exit_status_html_and_json_for_ci(spoilt: Path, tmp_path: Path):
     assert "<script" not in text
     assert isinstance(ask("--fail-on", "leaks,typos").exception, UsageError)
     assert isinstance(ask("--fail-on", "labels").exception, DataError)
+
+
+@pytest.mark.parametrize("kind", LOOKS)
+def test_what_no_image_is_large_enough_for_is_not_passed(tmp_path: Path, kind: str):
+    for color in COLORS:
+        (tmp_path / "test" / color).mkdir(parents=True)
+        draw(color, 0, side=20).save(tmp_path / "test" / color / "0.png")
+    command = ["data", "report", str(tmp_path), "--no-labels", "--out", str(tmp_path / "r.html"), "--fail-on", kind]
+    asked = CliRunner().invoke(app, command)
+    told = "no image was searched, and --fail-on asks for it: 3 images have a side below 24 pixels"
+    assert str(asked.exception).startswith(f"{kind}: {told}")
+    assert asked.stdout.count("│ not checked │") == 1 + len(LOOKS)
+    assert (tmp_path / "r.html").read_text().count(">–</b>") == 1 + len(LOOKS)
 
 
 def test_nothing_that_can_be_decoded_is_one_error(tmp_path: Path):
