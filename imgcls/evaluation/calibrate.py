@@ -13,7 +13,7 @@ from imgcls.evaluation.calibration_record import CALIBRATION_FILE, CalibrationRe
 from imgcls.evaluation.opening import Tell, describe_draw, open_images
 from imgcls.evaluation.predict import rename_classes
 from imgcls.evaluation.reports import hash_weights
-from imgcls.evaluation.run import choose_device, read_run_data
+from imgcls.evaluation.run import choose_device, describe_left_out, read_run_data
 from imgcls.files import refuse_unwritable, write_atomic
 from imgcls.training.record import describe_source
 from model.classifier import Classifier, softmax
@@ -52,7 +52,7 @@ def calibrate_run(
         device: auto, cpu or cuda.
         batch_size: images a forward pass.
         progress: show bars on a terminal.
-        on_note: told, in a line, where the images are a split that was drawn.
+        on_note: told, in a line, where the images are a split that was drawn, and of files that were left out.
 
     Raises:
         DataError: there is no validation split, it has too few images, or no temperature fits them.
@@ -66,11 +66,13 @@ def calibrate_run(
     opened = open_images(text, run=run, config=config)
     classifier = Classifier.load(run, device=choose_device(device))
     images = rename_classes(opened.splits[opened.chosen], classifier.spec.classes)
-    if len(images) < FEWEST:
-        raise DataError(f"{text}: has {len(images)} images; expected at least {FEWEST} to fit a temperature to")
     if note := describe_draw(opened):
         on_note(f"{text}: {note}")
     loaded = load_pixels(images, classifier.spec, perturb=opened.perturb, progress=progress)
+    for line in describe_left_out(text, (*opened.problems, *loaded.problems)):
+        on_note(line)
+    if len(loaded) < FEWEST:
+        raise DataError(f"{text}: has {len(loaded)} images; expected at least {FEWEST} to fit a temperature to")
     batches = torch.split(loaded.pixels, batch_size)
     logits = np.concatenate([classifier.logits(batch) for batch in batches])
     if not np.isfinite(logits).all():

@@ -164,6 +164,16 @@ def test_too_few_images_are_refused(run: Path, photos: Path):
         calibrate_run(run, source=f"{photos},split=val")
 
 
+def test_images_that_cannot_be_decoded_are_named_and_do_not_count(run: Path, tmp_path: Path):
+    """Of 48 images 42 are cut short, and the other six are too few."""
+    for file in list((tmp_path / "mislabelled").glob("*/0*.png")) + list((tmp_path / "mislabelled").glob("*/wrong*")):
+        file.write_bytes(file.read_bytes()[:60])
+    told: list[str] = []
+    with pytest.raises(DataError, match="has 6 images; expected at least 20"):
+        calibrate_run(run, source=f"{tmp_path / 'mislabelled'},split=all", on_note=told.append)
+    assert told[-1].endswith("left out 42 files in all")
+
+
 def test_old_spec_has_temperature_1(color_run: Path, tmp_path: Path):
     lines = (color_run / "spec.yaml").read_text().splitlines(keepends=True)
     old = tmp_path / "spec.yaml"
