@@ -4,6 +4,7 @@ Lines of axes and texts are drawn in a colour that stands for the page's own ink
 """
 
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
@@ -93,7 +94,11 @@ def _of(counts: Mapping[str, Mapping[str, int]], name: str) -> list[int]:
 
 def _draw(draw: Callable[[Axes], None], *, size: tuple[float, float], name: str) -> Markup:
     buffer = io.StringIO()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):  # so that ids are the same in each run, and no two plots'
+    with (
+        mpl.rc_context({**_STYLE, "svg.hashsalt": name}),  # so that ids are the same in each run, and no two plots'
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of our font: the browser has others
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
