@@ -81,7 +81,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
     seed_everything(config.seed)
     device, run = world.device, config.out
     source = open_source(
-        config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction
+        config.data, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction, plain=True
     )
     source.require("train", "val")
     report(source.problems, where="listing", strict=config.strict)

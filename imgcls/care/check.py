@@ -45,7 +45,7 @@ def check_data(
         UsageError, DataError: the source cannot be used, or not one image can be decoded.
         ModelError: the run cannot be used, or answers with NaN or infinity.
     """
-    source = open_source(text, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    source = open_source(text, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, plain=True)
     images, problems = examine(source, progress=progress)
     if not images:
         first = problems[0][1]

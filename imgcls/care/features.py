@@ -60,7 +60,13 @@ def read_features(run: Path, *, data: str | None = None, device: str = "auto", p
     text = data or config.data
     if text is None:
         raise RunError(f"{run}: {CONFIG_FILE} names no data; say where the training images are with --data SOURCE")
-    source = open_source(text, seed=config.seed, val_fraction=config.val_fraction, test_fraction=config.test_fraction)
+    source = open_source(
+        text,
+        seed=config.seed,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        plain=data is not None,
+    )
     source.require("train")
     classifier = Classifier.load(run, device=choose_device(device))
     found: list[npt.NDArray[np.float32]] = []

@@ -117,7 +117,7 @@ def shard(
     from imgcls.errors import DataError
 
     size_bytes = parse_size(size)
-    opened = open_source(source, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
+    opened = open_source(source, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, plain=True)
     try:
         written = write_shards(opened, out, size_bytes=size_bytes, seed=seed, strict=strict)
     except OSError as err:

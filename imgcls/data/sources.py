@@ -7,7 +7,8 @@
     FILE.tar  FOLDER  train-*.tar   WebDataset shards: one, a folder of nothing else, or those that match
 
 Any of them may end in `,key=value` parts: `split=val` chooses what an evaluation reads, `split=all` everything, the
-others perturb its images (imgcls.data.perturb).
+others perturb its images (imgcls.data.perturb). What reads every split as it is, such as training, takes none of them
+but `split=all`.
 """
 
 import re
@@ -37,6 +38,7 @@ def open_source(
     test_fraction: float = 0.15,
     download: bool = True,
     whole: bool = False,
+    plain: bool = False,
 ) -> DataSource:
     """Lists a source and makes its splits; decodes nothing.
 
@@ -47,6 +49,7 @@ def open_source(
         test_fraction: likewise, where the source has no splits.
         download: whether torchvision may download.
         whole: a source without splits is all test, unless the string chooses a split; nothing is drawn from it.
+        plain: every split is read, as it is: a string that chooses one, or perturbs its images, is refused.
 
     Raises:
         UsageError: the text is no source, a `key=value` part is not accepted, or the fractions leave nothing.
@@ -54,6 +57,8 @@ def open_source(
     """
     rule = SplitRule(seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
     base, settings = _parse_settings(text)
+    if plain and (idle := [key for key, value in settings.items() if (key, value) != ("split", ALL)]):
+        raise UsageError(f"{text}: only an evaluation heeds {idle[0]}=, and here it would do nothing; leave it off")
     wanted = settings.pop("split", None)
     chosen = _parse_split(wanted or "test")
     perturb = parse_perturbation(settings)

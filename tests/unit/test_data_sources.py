@@ -5,6 +5,7 @@ import os
 import struct
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -330,6 +331,22 @@ def test_unknown_string_is_refused_with_what_is_accepted() -> None:
 def test_settings_that_are_not_accepted_are_named(text: str, said: str) -> None:
     with pytest.raises(UsageError, match=said):
         open_source(text)
+
+
+@pytest.mark.parametrize("command", ["report", "shard", "train.py"])
+@pytest.mark.parametrize("setting", ["noise=25", "split=val"])
+def test_settings_that_only_an_evaluation_heeds_are_refused_elsewhere(
+    tmp_path: Path, train: ModuleType, command: str, setting: str
+) -> None:
+    data, out = f"digits,{setting}", str(tmp_path / "out")
+    told = f"{data}: only an evaluation heeds {setting.split('=')[0]}=, and here it would do nothing"
+    with pytest.raises(UsageError, match=told):
+        if command == "train.py":
+            train.main(["--data", data, "--out", out])
+        else:
+            arguments = [data, "--out", out] if command == "report" else [data, out]
+            CliRunner().invoke(app, ["data", command, *arguments], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
 
 
 def test_path_that_looks_like_a_setting_is_taken_as_it_stands(tmp_path: Path) -> None:
