@@ -116,8 +116,12 @@ def _find_kind(name: str, data: bytes) -> str:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 suffix = f".{image.format}".lower()
-        except Image.DecompressionBombError as err:  # which is no OSError
+        except (OSError, MemoryError):
+            raise
+        except Image.DecompressionBombError as err:
             raise OSError(str(err)) from err
+        except Exception as err:  # a header is as hostile as the rest, and Pillow raises what it meets
+            raise OSError(f"the image's header is broken: {err}") from err
     if suffix not in IMAGE_SUFFIXES:
         raise OSError(f"is of kind {suffix}; expected one of {', '.join(IMAGE_SUFFIXES)}")
     kind = suffix.removeprefix(".")

@@ -350,21 +350,27 @@ def test_no_shard_is_larger_than_its_size_whatever_that_is(tmp_path: Path) -> No
         assert max(sizes) == size_bytes // 10_240 * 10_240
 
 
-def test_image_of_too_many_pixels_without_a_suffix_is_left_out_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("chunk", "reason"),
+    [
+        (b"IHDR" + 2 * (100_000).to_bytes(4) + bytes([8, 2, 0, 0, 0]), "exceeds limit"),  # width and height
+        (b"zTXtk\0\0" + zlib.compress(bytes(2 << 20)), "the image's header is broken: Decompressed data too large"),
+    ],
+    ids=["pixels", "text"],
+)
+def test_broken_header_without_a_suffix_is_left_out_by_name(tmp_path: Path, chunk: bytes, reason: str) -> None:
     rows = "".join(f"{number},{number % 2}\n" for number in range(13))
     for number in range(13):
         (tmp_path / f"{number}").write_bytes(encode_image(number))
-    header = bytearray(encode_image(1))
-    header[16:24] = (100_000).to_bytes(4) * 2  # width and height
-    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4)
-    (tmp_path / "12").write_bytes(header)
+    image, added = encode_image(1), (len(chunk) - 4).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+    (tmp_path / "12").write_bytes(image[:8] + added + image[33:] if chunk[:4] == b"IHDR" else image[:33] + added)
     (tmp_path / "t.csv").write_text("path,label\n" + rows)
     source = open_source(str(tmp_path / "t.csv"))
     written = write_shards(source, tmp_path / "shards", size_bytes=10**6, progress=False)
     assert sum(written.images.values()) == 12
     [problem] = written.problems
     assert problem.name == "12"
-    assert "exceeds limit" in problem.reason
+    assert reason in problem.reason
 
 
 def test_columns_of_a_table_and_names_without_a_suffix_survive(tmp_path: Path) -> None:
