@@ -269,13 +269,12 @@ def validate(
 def report(problems: Sequence[Problem], *, where: str, strict: bool) -> None:
     """Names the files that cannot be used; with `strict` they end the run."""
     for problem in problems[:20]:
-        log(f"left out: {problem.name}: {problem.reason}")
+        log(f"left out: {problem}")
     if problems:
         log(f"files left out while {where}: {count_files(problems)}")
     if problems and strict:
-        first = f"{problems[0].name}: {problems[0].reason}"
         raise DataError(
-            f"{count_files(problems)} files cannot be used, first {first}; mend them, or leave --strict off"
+            f"{count_files(problems)} files cannot be used, first {problems[0]}; mend them, or leave --strict off"
         )
 
 

@@ -123,7 +123,7 @@ def shard(
     except OSError as err:
         raise DataError(f"{out}: cannot be written: {err}; choose another folder") from err
     for problem in written.problems:
-        typer.echo(f"left out: {problem.name}: {problem.reason}", err=True)
+        typer.echo(f"left out: {problem}", err=True)
     if as_json:
         fields = {"folder": str(out), "shards": written.shards, "images": written.images}
         print(json.dumps(fields | {"left_out": count_files(written.problems)}, indent=1))

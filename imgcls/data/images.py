@@ -64,6 +64,11 @@ class Problem:
     reason: str
     files: int = 1
 
+    def __str__(self) -> str:
+        """Says it in one line; what a terminal would act on, as a file's name may hold, is spelt out."""
+        text = f"{self.name}: {self.reason}"
+        return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
 
 def count_files(problems: Iterable[Problem]) -> int:
     """Returns how many files are left out for these problems."""

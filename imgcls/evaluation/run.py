@@ -134,7 +134,7 @@ def open_tests(
 def describe_left_out(name: str, problems: Sequence[Problem]) -> Iterator[str]:
     """Says of a test set, a line each, which files were left out: the first few, and then how many in all."""
     for problem in problems[:_TOLD]:
-        yield f"{name}: left out {problem.name}: {problem.reason}"
+        yield f"{name}: left out {problem}"
     if len(problems) > _TOLD:
         yield f"{name}: left out {count_files(problems)} files in all"
 

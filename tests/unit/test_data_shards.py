@@ -390,6 +390,7 @@ def test_columns_of_a_table_and_names_without_a_suffix_survive(tmp_path: Path) -
 def test_command_writes_names_what_it_leaves_out_and_never_overwrites(tmp_path: Path) -> None:
     write_folder(tmp_path / "photos")
     (tmp_path / "photos" / "cats" / "notes.txt").write_text("x")
+    (tmp_path / "photos" / "cats" / "\x1b[2J\nleft out: nothing").write_text("x")
     command = ["data", "shard", str(tmp_path / "photos"), str(tmp_path / "shards"), "--size", "1MB"]
     strict = CliRunner().invoke(app, [*command, "--strict"])
     assert isinstance(strict.exception, DataError)
@@ -397,6 +398,7 @@ def test_command_writes_names_what_it_leaves_out_and_never_overwrites(tmp_path: 
     shown = CliRunner().invoke(app, command, catch_exceptions=False)
     assert "wrote 30 images (train 21, val 5, test 4) in 3 shards" in shown.stdout
     assert "left out: cats/notes.txt: not an image file" in shown.stderr
+    assert "left out: cats/\\x1b[2J\\nleft out: nothing: not an image file" in shown.stderr
     again = CliRunner().invoke(app, command)
     assert isinstance(again.exception, UsageError)
     assert "is there already" in str(again.exception)
