@@ -10,8 +10,8 @@ from imgcls.care.findings import DataReport, Finding, ImageFacts, Kind, Shown, S
 from imgcls.care.labels import find_label_issues
 from imgcls.care.pictures import find_pictures, is_searched
 from imgcls.data.images import DataSource, Problem
-from imgcls.data.sources import open_source
-from imgcls.errors import DataError
+from imgcls.data.sources import is_same_data, open_source
+from imgcls.errors import DataError, UsageError
 from imgcls.evaluation.gallery import encode_thumbnail
 from model.errors import ImageError
 
@@ -42,10 +42,13 @@ def check_data(
         progress: show bars on a terminal.
 
     Raises:
-        UsageError, DataError: the source cannot be used, or not one image can be decoded.
-        ModelError: the run cannot be used, or answers with NaN or infinity.
+        UsageError, DataError: the source cannot be used, or not one image can be decoded; or its splits are drawn
+            otherwise than the run drew them.
+        RunError, ModelError: the run cannot be used, or answers with NaN or infinity.
     """
     source = open_source(text, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction, plain=True)
+    if run and labels:
+        _refuse_seen(source, run, seed=seed, val_fraction=val_fraction, test_fraction=test_fraction)
     images, problems = examine(source, progress=progress)
     if not images:
         first = problems[0][1]
@@ -67,6 +70,17 @@ def check_data(
         notes=notes if labels else [*notes, "labels were not checked: it was not asked for"],
     )
     return _add_pictures(report, images)
+
+
+def _refuse_seen(source: DataSource, run: Path, *, seed: int, val_fraction: float, test_fraction: float) -> None:
+    """Raises UsageError where a run would be asked about images that it was trained on, as its splits were others."""
+    from imgcls.evaluation.run import read_run_data  # here, because torch costs seconds
+
+    config = read_run_data(run)
+    asked, had = (seed, val_fraction, test_fraction), (config.seed, config.val_fraction, config.test_fraction)
+    if source.drawn and config.data and is_same_data(source.text, config.data) and asked != had:
+        flags = f"--seed {config.seed} --val-fraction {config.val_fraction} --test-fraction {config.test_fraction}"
+        raise UsageError(f"{run}: was trained on other splits of {source.text}; to ask it give {flags}")
 
 
 def _add_pictures(report: DataReport, images: Sequence[Examined]) -> DataReport:

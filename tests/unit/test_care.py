@@ -114,6 +114,19 @@ def test_a_run_is_asked_about_what_it_was_not_trained_on(spoilt: Path, tmp_path:
     assert "on the splits it was not trained on" in report.notes[-1]
 
 
+def test_a_run_is_not_asked_about_splits_that_it_did_not_draw(tmp_path: Path, write_run):
+    for color in COLORS:
+        (tmp_path / "data" / color).mkdir(parents=True)
+        for number in range(4):
+            draw(color, number).save(tmp_path / "data" / color / f"{number}.png")
+    run = write_run(tmp_path / "run")
+    (run / "train_config.yaml").write_text(f"data: {tmp_path / 'data'}\nseed: 7\nval_fraction: 0.25\n")
+    told = "was trained on other splits of .*; to ask it give --seed 7 --val-fraction 0.25 --test-fraction 0.15"
+    with pytest.raises(UsageError, match=told):
+        check_data(str(tmp_path / "data"), run=run, progress=False)
+    assert check_data(str(tmp_path / "data"), run=run, seed=7, val_fraction=0.25, progress=False)
+
+
 def test_a_run_that_answers_nan_is_no_judge_of_labels(tmp_path: Path, write_run):
     for color in COLORS:
         (tmp_path / "data" / "test" / color).mkdir(parents=True)
