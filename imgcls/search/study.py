@@ -29,6 +29,7 @@ _LOCK_SUFFIX = ".lock"  # Optuna's, of the journal
 _APPEND_S = 1.0  # the longest that a record takes to the disk
 _SPACE = "space_sha256"
 _METRIC = "metric"
+SEED = "seed"
 _REASON = "reason"
 _WARM_UP_TRIALS = 4  # before any is pruned
 
@@ -208,7 +209,8 @@ def _requeue(study: optuna.Study) -> None:
 
 def _run_one(study: optuna.Study, space: Space, folder: Path, *, options: SearchOptions) -> FrozenTrial:
     trial, settings = space.ask(study)
-    flags = to_flags({**settings, "seed": options.seed})
+    flags = to_flags({**settings, SEED: options.seed})
+    trial.set_user_attr(SEED, options.seed)
     run = folder / TRIALS_FOLDER / f"{trial.number:04}"
 
     def tell_epoch(epoch: int, value: float) -> bool:

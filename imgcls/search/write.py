@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from imgcls.files import write_atomic
 from imgcls.search.space import Space, to_flags
-from imgcls.search.study import TRIALS_FOLDER, describe_state, has_best, read_reason
+from imgcls.search.study import SEED, TRIALS_FOLDER, describe_state, has_best, read_reason
 
 _FEWEST = 2  # finished trials, below which there is nothing to plot
 
@@ -40,8 +40,9 @@ def write_results(study: optuna.Study, space: Space, folder: Path, *, metric: st
 
 
 def describe_command(trial: FrozenTrial, space: Space, *, seed: int) -> str:
-    """Returns the command that trains with a trial's settings."""
-    return shlex.join(["python", "train.py", *to_flags({**space.fixed, **trial.params, "seed": seed})])
+    """Returns the command that trains with a trial's settings; `seed` is of trials that did not keep theirs."""
+    flags = to_flags({**space.fixed, **trial.params, SEED: trial.user_attrs.get(SEED, seed)})
+    return shlex.join(["python", "train.py", *flags])
 
 
 def _format_trials(study: optuna.Study, space: Space, *, metric: str) -> str:

@@ -105,9 +105,9 @@ def test_search_finds_the_good_end_and_keeps_the_best_run_only(tmp_path: Path, t
 
 
 def test_results_are_written_for_people_and_machines(tmp_path: Path, train: Path):
-    study = run(tmp_path, train, trials=4)
+    study = run(tmp_path, train, trials=4, seed=1)
     space, _ = read(tmp_path)
-    written = write_results(study, space, tmp_path / "study", metric="val_accuracy", seed=0)
+    written = write_results(study, space, tmp_path / "study", metric="val_accuracy", seed=0)  # as a later call has it
     assert {"trials.csv", "best.json", "history.png", "slices.png", "epochs.png"} <= set(written)
     assert (tmp_path / "study" / "history.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader((tmp_path / "study" / "trials.csv").read_text().splitlines()))
@@ -116,6 +116,7 @@ def test_results_are_written_for_people_and_machines(tmp_path: Path, train: Path
     best = json.loads((tmp_path / "study" / "best.json").read_text())
     assert best["settings"]["epochs"] == 3
     assert best["command"].startswith("python train.py --epochs 3 --flip --lr ")
+    assert best["command"].endswith(" --seed 1")
 
 
 def test_search_goes_on_with_new_proposals(tmp_path: Path, train: Path):
