@@ -27,7 +27,7 @@ def tune_training(
     metric: Annotated[
         str, typer.Option(help="Column of history.csv; less is better where it ends in loss, else more.")
     ] = "val_accuracy",
-    seed: Annotated[int, typer.Option(help="Of the proposals and of train.py.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the proposals and of train.py.")] = 0,
     prune: Annotated[bool, typer.Option("--prune/--no-prune", help="End trials below the median of others.")] = True,
     keep: Annotated[str, typer.Option(help="Runs to keep whole: best or all.")] = "best",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,

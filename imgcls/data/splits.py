@@ -22,9 +22,11 @@ class SplitRule:
     test_fraction: float = 0.15
 
     def __post_init__(self) -> None:
-        """Raises UsageError where the fractions leave nothing to train on."""
+        """Raises UsageError where the fractions leave nothing to train on, or the seed is none."""
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed is {self.seed}; expected a whole number from 0 to {2**32 - 1}")
         fractions = (self.val_fraction, self.test_fraction)
-        if not (all(part >= 0 for part in fractions) and sum(fractions) < 1):  # nan neither
+        if not (min(fractions) >= 0 and sum(fractions) < 1):  # nan is refused too
             got = f"val_fraction is {self.val_fraction} and test_fraction {self.test_fraction}"
             raise UsageError(f"{got}; expected each at least 0 and their sum below 1")
 

@@ -166,7 +166,7 @@ def _open(folder: Path, options: SearchOptions) -> optuna.Study:
         cause = f"{type(err).__name__}: {err}"
         raise RunError(f"{journal}: is damaged, Optuna cannot replay it ({cause}); give another --out") from err
     done = len(study.trials)
-    study.sampler = optuna.samplers.TPESampler(seed=options.seed + done, multivariate=False)
+    study.sampler = optuna.samplers.TPESampler(seed=(options.seed + done) % 2**32, multivariate=False)
     study.pruner = (
         optuna.pruners.MedianPruner(n_startup_trials=_WARM_UP_TRIALS, n_warmup_steps=1)
         if options.prune

@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import math
 import os
 import struct
 import zipfile
@@ -358,7 +359,13 @@ def test_path_that_looks_like_a_setting_is_taken_as_it_stands(tmp_path: Path) ->
     assert noisy.chosen == "val"
 
 
-@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0.1), (float("nan"), 0.1), (0.1, float("nan"))])
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seed_that_is_none_is_refused(seed: int) -> None:
+    with pytest.raises(UsageError, match=f"seed is {seed}; expected a whole number from 0 to 4294967295"):
+        open_source("digits", seed=seed)
+
+
+@pytest.mark.parametrize(("val", "test"), [(0.5, 0.5), (-0.1, 0.1), (math.nan, 0.1), (0.1, math.nan)])
 def test_fractions_that_leave_nothing_to_train_on_are_refused(val: float, test: float) -> None:
     with pytest.raises(UsageError, match="their sum below 1"):
         open_source("digits", val_fraction=val, test_fraction=test)

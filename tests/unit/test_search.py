@@ -309,6 +309,14 @@ def test_step_decides_between_whole_numbers_and_others(tmp_path: Path, name: str
     assert {type(value) for value in drawn} == {type(possible[0])}
 
 
+def test_seeds_are_those_of_train_py(tmp_path: Path, train: Path, command: Command):
+    run(tmp_path, train, trials=1)
+    assert run(tmp_path, train, trials=1, seed=2**32 - 1).trials[-1].user_attrs["seed"] == 2**32 - 1
+    code, _, error = command("tune-training", tmp_path / "space.toml", "--seed", 2**32, "--out", tmp_path / "other")
+    assert (code, (tmp_path / "other").exists()) == (2, False)
+    assert "less than or equal to 4294967295" in error
+
+
 @pytest.mark.parametrize("out", ["file/study", "full"])
 def test_study_that_cannot_be_written_is_told_in_one_line(tmp_path: Path, command: Command, out: str):
     (tmp_path / "space.toml").write_text(SPACE)
