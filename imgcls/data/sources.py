@@ -111,7 +111,7 @@ def _list_base(base: str, *, download: bool) -> Listing:
     if base.startswith("torchvision:"):
         return list_torchvision(base.removeprefix("torchvision:"), download=download)
     path = Path(base)
-    if path.is_dir():
+    if base and path.is_dir():  # an empty text, as of a variable of the shell that is not set, is no folder
         shards = find_shards(path)
         return list_shards(shards) if shards else list_folder(path)
     if path.suffix == ".tar" and (shards := [path] if path.is_file() else _expand(base)):
@@ -120,7 +120,7 @@ def _list_base(base: str, *, download: bool) -> Listing:
         return list_zip(path)
     if path.is_file() and path.suffix.lower() in (".csv", ".jsonl"):
         return list_table(path)
-    what = f"a file of kind {path.suffix or '(none)'}" if path.exists() else "no such file, folder or name"
+    what = f"a file of kind {path.suffix or '(none)'}" if base and path.exists() else "no such file, folder or name"
     raise UsageError(f"{base!r} is {what}; accepted as data are {ACCEPTED}")
 
 

@@ -313,9 +313,11 @@ def test_table_of_another_form_is_refused(tmp_path: Path, name: str, text: str, 
         open_source(str(tmp_path / name))
 
 
-def test_unknown_string_is_refused_with_what_is_accepted() -> None:
-    with pytest.raises(UsageError, match=r"accepted as data are digits, torchvision:NAME, a folder, a \.zip"):
-        open_source("no-such-thing")
+@pytest.mark.parametrize("text", ["no-such-thing", ""])
+def test_unknown_string_is_refused_with_what_is_accepted(text: str) -> None:
+    told = f"^'{text}' is no such file, folder or name; accepted as data are digits, torchvision:NAME, a folder, a .zip"
+    with pytest.raises(UsageError, match=told):
+        open_source(text)
 
 
 @pytest.mark.parametrize(
