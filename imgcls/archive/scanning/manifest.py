@@ -30,10 +30,11 @@ _NEEDED_MODULES = sys.stdlib_module_names | {
         "nvidia",
         "onnxruntime",
         "openvino",
-        "pydantic",
         "safetensors",
         "timm",
     ),
+    # pydantic's own needs too: it is imported before the worker checks the archive, and torch has not imported them
+    *("annotated_types", "pydantic", "pydantic_core", "typing_extensions", "typing_inspection"),
 }
 
 
