@@ -35,9 +35,7 @@ class DesiredVersion(_Section):
     version: Text
     archive: Path
     workers: Count = 1  # on each server
-    weight: Annotated[Percent, Hundredths] | None = (
-        None  # percent of the model's requests; unset: 0, or 100 where it is the only version
-    )
+    weight: Annotated[Percent, Hundredths] | None = None  # percent of requests; unset: 0, of an only version 100
     min_ready: Count = 1  # fewer READY workers, on all servers together, and the gateway is not ready
     servers: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None  # which have it; unset: all
     autoscale: Autoscale | None = None  # workers follow the load between min and max, from `workers` on
