@@ -49,7 +49,7 @@ class Member:
         """
         deadline_s, is_told = time.monotonic() + timeout_s, False
         with (self.folder.path / "models.lock").open("w") as file:
-            while not _is_locked(file):
+            while not _take_lock(file):
                 if not is_told:
                     on_progress(f"{self.name}: waiting for a rollout, an apply or a scale that changes its versions")
                     is_told = True
@@ -66,7 +66,7 @@ class Member:
     def try_lock(self) -> Iterator[bool]:
         """Takes its turn if nobody else has it; yields whether it has."""
         with (self.folder.path / "models.lock").open("w") as file:
-            yield _is_locked(file)
+            yield _take_lock(file)
 
     def mark_up(self, state: ServerState) -> None:
         """Lets the server take requests."""
@@ -246,7 +246,8 @@ class Member:
         return status is None or status.queue is None or status.queue.pending_requests == 0
 
 
-def _is_locked(file: IO[str]) -> bool:
+def _take_lock(file: IO[str]) -> bool:
+    """Takes a lock file if nobody has it; returns whether it did."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

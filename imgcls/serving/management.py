@@ -15,8 +15,6 @@ UNREGISTER_TIMEOUT_S = 130.0  # TorchServe waits up to 120 s for the workers' en
 READY = "READY"
 SHOWN = 200  # characters of an answer in a message
 _KINDS: dict[int, type[ManagementError]] = {404: NotRegisteredError, 409: AlreadyRegisteredError}
-
-
 _T = TypeVar("_T")
 
 
