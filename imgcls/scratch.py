@@ -16,11 +16,17 @@ MARK = ".alive"
 
 
 class ScratchFolder(tempfile.TemporaryDirectory[str]):
-    """A temporary folder, `imgcls-KIND-…`, that is removed at the end of its block; and so are those of the dead."""
+    """A temporary folder, `imgcls-KIND-…`, that is removed at the end of its block; and so are those of the dead.
 
-    def __init__(self, kind: str) -> None:
-        remove_dead(Path(tempfile.gettempdir()))
-        super().__init__(prefix=f"{PREFIX}{kind}-", ignore_cleanup_errors=True)
+    Args:
+        kind: what it is for, a word.
+        root: where it is made, hidden; None for the system's folder of temporary files. What shall be moved into place
+            is made on the same disk.
+    """
+
+    def __init__(self, kind: str, *, root: Path | None = None) -> None:
+        remove_dead(root or Path(tempfile.gettempdir()))
+        super().__init__(prefix=f"{'.' if root else ''}{PREFIX}{kind}-", dir=root, ignore_cleanup_errors=True)
         mark = Path(self.name) / MARK
         self._lock = mark.with_suffix(".new").open("xb")
         with suppress(OSError):  # a file system without locks: the folder stays without a mark, and is never taken
@@ -35,7 +41,7 @@ class ScratchFolder(tempfile.TemporaryDirectory[str]):
 
 def remove_dead(root: Path) -> None:
     """Removes the scratch folders of this user whose processes are gone."""
-    for folder in root.glob(f"{PREFIX}*"):
+    for folder in (*root.glob(f"{PREFIX}*"), *root.glob(f".{PREFIX}*")):
         with suppress(OSError):  # it is another user's, or was removed meanwhile, or its process lives
             if folder.is_symlink() or folder.stat().st_uid != os.getuid():
                 continue

@@ -9,8 +9,6 @@ and names, so that training sees the same as from the source. The folder appears
 import io
 import json
 import random
-import secrets
-import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from imgcls.data.listing import IMAGE_SUFFIXES
 from imgcls.data.progress import show_progress
 from imgcls.errors import DataError, UsageError
 from imgcls.files import sync, write_atomic
+from imgcls.scratch import ScratchFolder
 from model.errors import ImageError
 
 _BLOCK_BYTES = 512
@@ -58,9 +57,10 @@ def write_shards(
         raise UsageError(f"{folder}: is there already; remove it, or give another folder")
     if size_bytes <= _RECORD_BYTES:
         raise UsageError(f"--size is {size_bytes} bytes; expected more than {_RECORD_BYTES}, such as 500MB")
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir(parents=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with ScratchFolder("shards", root=folder.parent) as scratch:
+        temporary = Path(scratch) / folder.name
+        temporary.mkdir()
         shards, images, problems = {}, {}, list(source.problems)
         for name, split in source.splits.items():
             writer = _Writer(temporary, name, size_bytes=size_bytes)
@@ -73,10 +73,7 @@ def write_shards(
             raise DataError(f"{count_files(problems)} files cannot be used, first {first}; nothing was written")
         write_atomic(temporary / "classes.json", json.dumps(source.classes, indent=1) + "\n")
         temporary.rename(folder)
-        sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    sync(folder.parent)
     return Shards(folder, shards, images, tuple(problems))
 
 

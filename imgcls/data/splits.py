@@ -99,7 +99,7 @@ def _draw(entries: list[Entry], split: str, *, fraction: float, seed: int) -> li
     names = [entries[position].class_name for position in pool]
     _require_enough(names, split)
     classes = len(set(names))
-    size = min(max(round(fraction * len(pool)), classes), len(pool) - classes)  # at least one a class on either side
+    size = min(max(round(fraction * len(pool)), classes), len(pool) - classes)  # fewer cannot be stratified
     from sklearn.model_selection import train_test_split  # here, because it costs seconds
 
     _, drawn = train_test_split(pool, test_size=size, random_state=seed, stratify=names)
