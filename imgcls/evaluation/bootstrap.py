@@ -137,8 +137,10 @@ def bootstrap_auroc(
 ) -> list[Floats] | None:
     """Resamples the AUROC of each model, on the same images; fewer times for many images and classes.
 
+    A resample that drew images of one class alone has no AUROC. It is left out, not counted as a model without skill.
+
     Returns:
-        (resamples,) for each model; None where it is not defined.
+        (resamples,) for each model, of the same resamples; None where it is not defined on the images themselves.
     """
     images, classes = probabilities[0].shape
     total = resamples or int(np.clip(_AUROC_WORK // (images * classes), _FEWEST, RESAMPLES))
@@ -151,20 +153,25 @@ def bootstrap_auroc(
             if values is None:
                 return None
             parts[place].append(values)
-    return [np.concatenate(part) for part in parts]
+    drawn = [np.concatenate(part) for part in parts]
+    return [values[np.isfinite(values)] for values in drawn]
 
 
 def _weigh_auroc(
     labels: Labels, probabilities: npt.NDArray[np.float32], weights: npt.NDArray[np.int32]
 ) -> Floats | None:
-    """Returns AUROC under each row of weights (resamples, N); a class that a resample lacks is left out of its mean."""
+    """Returns AUROC under each row of weights (resamples, N); NaN where a row leaves images of one class alone.
+
+    A class that a resample lacks is left out of its mean.
+    """
     present = [index for index in np.unique(labels) if (labels != index).any()]
     if not present:
         return None
     values = np.stack([_weigh_one(labels == index, probabilities[:, index], weights) for index in present])
     counted = np.isfinite(values)
     sums = np.where(counted, values, 0).sum(axis=0)
-    return np.asarray(sums / counted.sum(axis=0).clip(min=1), dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(sums / counted.sum(axis=0), dtype=np.float64)
 
 
 def _weigh_one(

@@ -57,6 +57,18 @@ def test_auroc_of_one_class_only_is_not_defined(answers):
     assert measure_auroc(np.zeros(400, dtype=np.int64), probabilities) is None
 
 
+def test_a_resample_of_one_class_alone_has_no_auroc():
+    labels, scores = (
+        np.eye(1, 40, dtype=np.int64)[0],
+        np.linspace(0.9, 0.1, 40, dtype=np.float32),
+    )  # one image against 39
+    probabilities = np.stack([1 - scores, scores], axis=1)
+    perfect, useless = bootstrap_auroc(labels, [probabilities, probabilities[:, ::-1]], seed=1) or []
+    assert set(perfect) == {1.0}
+    assert set(useless) == {0.0}
+    assert len(perfect) == len(useless) == pytest.approx(2000 * (1 - (1 - 1 / 40) ** 40), abs=100)
+
+
 def test_interval_is_that_of_scipys_bootstrap_of_the_images(answers):
     labels, probabilities = answers
     right = (probabilities.argmax(axis=1) == labels).astype(float)
