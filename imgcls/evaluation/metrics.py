@@ -100,7 +100,7 @@ def compute_metrics(
     return TestMetrics(
         samples=len(labels),
         accuracy=float(accuracy_score(labels, predicted)),
-        loss=float(log_loss(labels, _normalise(probabilities), labels=every)),
+        loss=measure_loss(labels, probabilities),
         **_average(labels, predicted, how="macro"),
         **_average(labels, predicted, how="weighted"),
         per_class=_measure_classes(labels, predicted, classes=classes),
@@ -113,17 +113,17 @@ def compute_metrics(
     )
 
 
+def measure_loss(labels: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float32]) -> float:
+    """Returns the mean cross-entropy, in nats, of probabilities (N, classes); 0 counts as float64's epsilon."""
+    exact = probabilities.astype(np.float64)  # log_loss warns of rows that sum to 1 only within float32
+    return float(log_loss(labels, exact / exact.sum(axis=1, keepdims=True), labels=range(probabilities.shape[1])))
+
+
 def require_finite(probabilities: npt.NDArray[np.float32]) -> None:
     """Raises NumericError where an answer, a row, is NaN or infinite: it would count as one of the first class."""
     broken = int((~np.isfinite(probabilities).all(axis=1)).sum())
     if broken:
         raise NumericError(f"{broken} of {len(probabilities)} answers are NaN or infinite; train again, more gently")
-
-
-def _normalise(probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    exact = probabilities.astype(np.float64)  # log_loss warns of rows that sum to 1 only within float32
-    normalised: npt.NDArray[np.float64] = exact / exact.sum(axis=1, keepdims=True)
-    return normalised
 
 
 def _average(labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], *, how: str) -> dict[str, float]:

@@ -28,6 +28,7 @@ from imgcls.evaluation.bootstrap import (
 )
 from imgcls.evaluation.calibration import measure_ece, measure_reliability
 from imgcls.evaluation.compare import align, measure_paired, resample_differences
+from imgcls.evaluation.metrics import measure_loss
 from imgcls.evaluation.reports import hash_weights
 from imgcls.evaluation.stored import Stored, read_stored
 from imgcls.gate.policy import Policy, Rule
@@ -158,8 +159,7 @@ def _measure(rule: Rule, stored: Stored, other: Stored | None, places: Places, *
     if rule.metric == "ece":
         return Measured(measure_ece(measure_reliability(labels, probabilities)), None)
     if rule.metric == "loss":
-        own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-        return Measured(float(-np.log(own.clip(min=np.finfo(np.float32).eps)).mean()), None)
+        return Measured(measure_loss(labels, probabilities), None)
     if rule.metric == "auroc":
         area, resampled = measure_auroc(labels, probabilities), bootstrap_auroc(labels, [probabilities])
         if area is None or resampled is None:

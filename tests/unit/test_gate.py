@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from imgcls.archive.build import build_archive
 from imgcls.cli.main import app
 from imgcls.errors import RunError, UsageError
+from imgcls.evaluation.metrics import compute_metrics
 from imgcls.evaluation.stored import Stored, write_stored
 from imgcls.gate.judge import judge_run
 from imgcls.gate.policy import read_policy
@@ -160,6 +161,15 @@ def test_each_slice_is_judged(run: Path):
 @pytest.mark.parametrize(("metric", "limit", "verdict"), [("ece", 0.2, "successful"), ("loss", 0.1, "failed")])
 def test_loss_and_ece_have_a_ceiling(run: Path, metric, limit, verdict):
     assert judge(run, rule(f'metric = "{metric}"\nmax = {limit}')).verdict == verdict
+
+
+def test_the_loss_of_answers_that_are_sure_and_wrong_is_that_of_metrics_json(run: Path):
+    labels, probabilities = np.arange(300) % 3, np.eye(3, dtype=np.float32)[(np.arange(300) + 1) % 3]
+    names = np.array([f"{number:05}" for number in range(300)])
+    write_stored(run, "clean", Stored(names, labels, probabilities, CLASSES, {}, IMAGES), run=run)
+    [finding] = judge(run, rule('metric = "loss"\nmax = 20.0')).findings
+    assert finding.value == compute_metrics(labels, probabilities, classes=CLASSES).loss
+    assert finding.verdict == "failed"
 
 
 @pytest.mark.parametrize(
