@@ -5,8 +5,10 @@ Written by `imgcls evaluate`, read by `imgcls compare`, `gate` and `report`; nee
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,8 @@ from model.spec import SPEC_FILE, read_spec
 
 EVALUATION_FOLDER = "evaluation"
 _COLUMN = "column:"
+# What numpy, zipfile and zlib raise for one damaged byte, by where it lies; NotImplementedError is a RuntimeError.
+_BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, TokenError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,10 @@ def read_stored(run: Path, name: str) -> Stored:
     if not path.is_file():
         raise RunError(f"{path}: is missing; {advice}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file)
         stored, origin = _parse(arrays), str(arrays["origin"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as err:
+    except _BROKEN as err:
         raise RunError(f"{path}: cannot be read: {err}; {advice}") from err
     if origin != _name_origin(run):
         raise RunError(f"{path}: was measured with other weights or another temperature than the run has; {advice}")

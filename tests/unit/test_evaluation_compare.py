@@ -121,6 +121,19 @@ def test_gallery_shows_the_mistakes_and_the_most_confused_pair(tmp_path: Path, w
     assert pair.examples[0].image.startswith("data:image/png;base64,")
 
 
+def test_answers_that_are_damaged_are_refused_wherever_the_damage_lies(tmp_path: Path, write_run, table: Path):
+    run = write_run(tmp_path / "run")
+    evaluate_run(run, tests={"t": str(table)}, slices=["camera"])
+    path = run / "evaluation" / "t.npz"
+    good = path.read_bytes()
+    for place in range(0, len(good), 7):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 0xFF]) + good[place + 1 :])
+        try:
+            read_stored(run, "t")  # a time in the zip's directory may be any
+        except RunError as err:
+            assert "measure it with imgcls evaluate" in str(err)
+
+
 def test_runs_are_compared_from_what_was_stored(tmp_path: Path, write_run, table: Path):
     run = write_run(tmp_path / "run")
     worse = write_run(tmp_path / "worse", change=lambda state: state["classifier.4.bias"][0].sub_(9))
