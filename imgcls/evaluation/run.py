@@ -88,6 +88,8 @@ def evaluate_run(
     opened = open_tests(run, tests, strict=strict, on_note=on_note)
     temperature = read_spec(run / SPEC_FILE).temperature
     refuse_stale_calibration(run, temperature=temperature, weights_sha256=hash_weights(run))
+    for source, images in opened.values():
+        read_columns(images.samples, slices, where=source.text)  # refuses before anything is measured
     classifier = Classifier.load(run, device=choose_device(device))
     evaluations: dict[str, Evaluation] = {}
     for name, (source, images) in opened.items():

@@ -14,6 +14,7 @@ from imgcls.evaluation.bootstrap import Answers, Interval, measure_intervals, sc
 MOST_VALUES = 50
 QUANTILES = 4
 _NUMERIC_FROM = 12  # distinct numbers; fewer are taken as they stand
+_EMPTY = "(empty)"
 
 Columns = dict[str, npt.NDArray[np.str_]]
 
@@ -30,7 +31,7 @@ class SliceMetrics(BaseModel):
 
 
 def read_columns(samples: Sequence[Sample], names: Sequence[str], *, where: str) -> Columns:
-    """Returns each column's values, (N,); one of many numbers is cut at its quartiles.
+    """Returns each column's values, (N,); one of many numbers is cut at its quartiles, what is empty stands alone.
 
     Raises:
         DataError: a column is not there, or has too many values.
@@ -73,16 +74,17 @@ def _measure(
 
 
 def _read_column(texts: list[str], name: str, *, where: str) -> npt.NDArray[np.str_]:
-    values = np.array([text or "(empty)" for text in texts])
-    distinct = np.unique(values)
-    numbers = _parse_numbers(texts)
-    if numbers is not None and len(distinct) >= _NUMERIC_FROM:
-        return _cut_at_quantiles(numbers)
-    if len(distinct) > MOST_VALUES:
+    given = [text for text in texts if text]
+    distinct = len(set(given))
+    numbers = _parse_numbers(given)
+    if numbers is not None and distinct >= _NUMERIC_FROM:
+        given = list(_cut_at_quantiles(numbers))
+    elif distinct > MOST_VALUES:
         raise DataError(
-            f"{where}: column {name!r} has {len(distinct)} values; a slice needs at most {MOST_VALUES}, or numbers only"
+            f"{where}: column {name!r} has {distinct} values; a slice needs at most {MOST_VALUES}, or numbers only"
         )
-    return values
+    left = iter(given)
+    return np.array([next(left) if text else _EMPTY for text in texts])
 
 
 def _parse_numbers(texts: list[str]) -> npt.NDArray[np.float64] | None:
@@ -96,5 +98,16 @@ def _parse_numbers(texts: list[str]) -> npt.NDArray[np.float64] | None:
 def _cut_at_quantiles(numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.str_]:
     edges = np.unique(np.quantile(numbers, np.linspace(0, 1, QUANTILES + 1)))
     places = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, max(0, len(edges) - 2))
-    names = [f"{number + 1}: {low:.4g} to {high:.4g}" for number, (low, high) in enumerate(pairwise(edges))]
-    return np.array(names or [f"1: {edges[0]:.4g}"])[places]
+    texts = _write_apart(edges)
+    names = [f"{number + 1}: {low} to {high}" for number, (low, high) in enumerate(pairwise(texts))]
+    return np.array(names or [f"1: {texts[0]}"])[places]
+
+
+def _write_apart(numbers: npt.NDArray[np.float64]) -> list[str]:
+    """Writes different numbers with four digits, or with so many that no two texts are the same, as dates need."""
+    whole = len(f"{np.abs(numbers).max():.0f}")
+    for digits in (4, *range(whole, 17)):
+        texts = [f"{number:.{digits}g}" for number in numbers]
+        if len(set(texts)) == len(texts):
+            return texts
+    return [repr(float(number)) for number in numbers]

@@ -7,11 +7,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from imgcls.cli.main import app
+from imgcls.data.images import Sample
 from imgcls.errors import DataError, RunError
 from imgcls.evaluation.compare import compare, compare_runs, measure_mcnemar
 from imgcls.evaluation.gallery import read_gallery
 from imgcls.evaluation.reports import read_metrics
 from imgcls.evaluation.run import evaluate_run
+from imgcls.evaluation.slices import read_columns
 from imgcls.evaluation.stored import Stored, read_stored
 
 CLASSES = ("a", "b", "c")
@@ -109,6 +111,44 @@ def test_column_that_is_not_there_is_refused_with_those_that_are(tmp_path: Path,
         evaluate_run(run, tests={"t": str(table)}, slices=["lens"])
     with pytest.raises(DataError, match=r"it has none; only \.csv, \.jsonl and \.tar sources do"):
         evaluate_run(run, tests={"t": str(photos)}, slices=["lens"])
+
+
+def test_a_column_that_one_set_lacks_is_refused_before_any_is_measured(
+    tmp_path: Path, write_run, table: Path, photos: Path
+):
+    run = write_run(tmp_path / "run")
+    with pytest.raises(DataError, match="has no column 'camera'"):
+        evaluate_run(run, tests={"t": str(table), "u": str(photos)}, slices=["camera"])
+    assert not (run / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "step", "expected"),
+    [
+        (1, 1, ["1: 1 to 7", "2: 7 to 13", "3: 13 to 19", "4: 19 to 25"]),
+        (
+            20240101,
+            1,
+            [f"{part}: {day} to {day + 6}" for part, day in enumerate(range(20240101, 20240120, 6), start=1)],
+        ),
+        (52.52, 1e-6, ["1: 52.52 to 52.520006", "2: 52.520006 to 52.520012"]),
+        (1e17, 64, ["1: 1e+17 to 1.0000000000000038e+17"]),
+    ],
+)
+def test_quartiles_of_numbers_that_lie_close_have_names_that_tell_them_apart(first, step, expected):
+    texts = [repr(first + step * number) for number in range(25)]
+    samples = [Sample(text, 0, bytes, columns={"at": text}) for text in texts]
+    values = read_columns(samples, ["at"], where="t.csv")["at"]
+    assert [str(value) for value in np.unique(values)][: len(expected)] == expected
+
+
+def test_numbers_with_gaps_are_cut_too_and_the_gaps_are_a_slice():
+    samples = [
+        Sample(str(number), 0, bytes, columns={"age": str(number) if number % 3 else ""}) for number in range(90)
+    ]
+    values, counts = np.unique(read_columns(samples, ["age"], where="t.csv")["age"], return_counts=True)
+    assert values[0] == "(empty)"
+    assert counts.tolist() == [30, 15, 15, 15, 15]
 
 
 def test_gallery_shows_the_mistakes_and_the_most_confused_pair(tmp_path: Path, write_run, table: Path):
