@@ -43,8 +43,8 @@ def evaluate(
     """Measures a run on test sets, side by side.
 
     Writes metrics.json, confusion_NAME.png, predictions_NAME.csv and the folder evaluation/. Sets measured earlier on
-    the same weights stay in metrics.json. Intervals are 95 % bootstrap intervals; the drop is the accuracy lost against
-    the first set.
+    the same weights stay in metrics.json. Intervals are of 95 %, by bootstrap, or Wilson's where all images are right
+    or none; the drop is the accuracy lost against the first set.
     """
     import json
 

@@ -178,7 +178,7 @@ def resample_differences(
     else:
         drawn = _resample_cells(run, baseline, places=places, seed=seed).get(metric)
     if drawn is None:
-        raise RunError(f"{metric} is not defined on these images; take another metric")
+        raise RunError(f"{metric} is not defined where all images are of one class; take another metric")
     found = measure_differences(run, baseline, [metric], places=places, seed=seed)[metric]
     return found.difference, drawn
 

@@ -11,7 +11,8 @@ from imgcls.evaluation.slices import SliceMetrics
 
 _COLUMNS = ("images", "accuracy", "95 %", "drop", "top 5", "AUROC", "loss", "ECE", "precision", "recall", "F1")
 _CAPTION = (
-    "precision, recall, F1, AUROC: macro averages; 95 %: bootstrap interval of the accuracy; drop: accuracy points"
+    "precision, recall, F1, AUROC: macro averages; 95 %: interval of the accuracy, by bootstrap, or Wilson's where all "
+    "are right or none; drop: accuracy points"
 )
 
 NAME_WIDTH = 10  # characters of a set's name that a narrow terminal keeps

@@ -111,7 +111,11 @@ def _judge_rule(rule: Rule, stored: Stored, other: Stored | None, *, policy: Pol
                 reason = f"{len(places)} images; at least {fewest} are demanded"
                 measured, verdict = None, "inconclusive"
             else:
-                measured = _measure(rule, stored, other if demand == "max_drop" else None, places, policy=policy)
+                compared = other if demand == "max_drop" else None
+                try:
+                    measured = _measure(rule, stored, compared, places, policy=policy)
+                except RunError as err:
+                    raise RunError(f"{rule.test}{f' of {value}' if value else ''}: {err}") from err
                 verdict, reason = _decide(measured, demand, limit, by=rule.by)
             yield Finding.model_validate(
                 {
@@ -163,7 +167,7 @@ def _measure(rule: Rule, stored: Stored, other: Stored | None, places: Places, *
     if rule.metric == "auroc":
         area, resampled = measure_auroc(labels, probabilities), bootstrap_auroc(labels, [probabilities])
         if area is None or resampled is None:
-            raise RunError(f"{rule.test}: AUROC is not defined where all images are of one class; take another metric")
+            raise RunError("auroc is not defined where all images are of one class; take another metric")
         interval = find_interval(resampled[0], level=policy.confidence)
         return Measured(area, _widen(area, interval, labels, confidence=policy.confidence))
     return _measure_cells(rule.metric, stored, places, confidence=policy.confidence)
@@ -205,4 +209,6 @@ def _decide(measured: Measured, demand: str, limit: float, *, by: str) -> tuple[
         return "successful", f"{text}{span}, {wanted}"
     if high < floor - _TINY:
         return "failed", f"{text}{span}, {wanted}"
+    if demand == "min" and limit >= 1:
+        return "inconclusive", f'{text}{span}, {wanted}, which no images prove; demand less, or by = "estimate"'
     return "inconclusive", f"{text}{span} lies on both sides of the limit, {wanted}; more images would tell"

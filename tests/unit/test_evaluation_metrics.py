@@ -55,9 +55,12 @@ def test_table_shows_the_drop_against_the_first_set() -> None:
     worse = compute_metrics(LABELS, PROBABILITIES, classes=CLASSES)
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(build_table({"clean": good, "noisy": worse}, title="run"))
-    rows = {line.split()[1]: line.split() for line in console.export_text().splitlines() if "%" in line}
+    shown = console.export_text()
+    rows = {line.split()[1]: line.split() for line in shown.splitlines() if "%" in line}
     assert "100.00%" in rows["clean"]
     assert rows["noisy"][5:8] == ["75.00%", "│", "25.00"]
+    assert good.intervals["accuracy"].method == "wilson"
+    assert "interval of the accuracy, by bootstrap, or Wilson's" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("count", [2, 20, 200])

@@ -148,6 +148,28 @@ def test_a_faultless_test_set_does_not_prove_every_floor(tmp_path: Path, write_r
         assert judge(run, rule(f'metric = "{metric}"\nmin = 0.95\nby = "estimate"')).verdict == "successful"
 
 
+def test_no_images_prove_a_floor_of_one_and_that_is_said(run: Path, tmp_path: Path, write_run):
+    faultless = store(write_run(tmp_path / "all"), right=100, images=100)
+    [finding] = judge(faultless, rule('metric = "accuracy"\nmin = 1')).findings
+    assert finding.verdict == "inconclusive"
+    assert finding.reason.endswith('at least 1, which no images prove; demand less, or by = "estimate"')
+    assert judge(run, rule('metric = "accuracy"\nmin = 1')).verdict == "failed"
+    [finding] = judge(run, rule('metric = "accuracy"\nmin = 0.95')).findings
+    assert finding.reason.endswith("more images would tell")
+
+
+def test_a_slice_of_one_class_alone_is_named_where_auroc_is_judged(tmp_path: Path, write_run):
+    labels = np.arange(300) % 3
+    place = np.where(labels == 0, "north", "south")
+    names = np.array([f"{number:05}" for number in range(300)])
+    stored = Stored(names, labels, np.full((300, 3), 1 / 3, dtype=np.float32), CLASSES, {"place": place}, IMAGES)
+    run = write_run(tmp_path / "run")
+    write_stored(run, "clean", stored, run=run)
+    for demand in ("min = 0.5", "max_drop = 0.5"):
+        with pytest.raises(RunError, match="clean of place=north: auroc is not defined where all images are of one"):
+            judge(run, rule(f'metric = "auroc"\nslice = "place"\n{demand}'), baseline=run)
+
+
 def test_each_slice_is_judged(run: Path):
     report = judge(run, rule('metric = "accuracy"\nslice = "camera"\nmin = 0.9'))
     assert [finding.slice for finding in report.findings] == ["camera=day", "camera=night"]
