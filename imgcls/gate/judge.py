@@ -2,9 +2,10 @@
 
 A floor is successful where the whole interval lies at or above it, failed where the whole interval lies below, and
 inconclusive between: then the test set is too small to tell. A drop is judged the same way by the interval of the
-difference: a non-inferiority test with the allowed drop as its margin. Of accuracy and top 5 that interval is Tango's,
-of other numbers the paired bootstrap's, which says nothing where it has no width. Slices are judged each on their own;
-nothing is corrected for their number, so of many slices some are inconclusive by chance, and none is passed by it.
+difference: a non-inferiority test with the allowed drop as its margin. Of accuracy and top 5 the intervals are score
+tests', Wilson's of a floor and Tango's of a drop, as a bootstrap's are too short where few answers are wrong. Of other
+numbers they are the bootstrap's, which says nothing of a drop where it has no width. Slices are judged each on their
+own; nothing is corrected for their number, so of many slices some are inconclusive by chance, and none is passed by it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -176,10 +177,10 @@ def _measure(rule: Rule, stored: Stored, other: Stored | None, places: Places, *
 def _measure_cells(metric: str, stored: Stored, places: Places, *, confidence: float) -> Measured:
     labels, answers, classes = stored.labels[places], stored.answers.take(places), len(stored.classes)
     value = score(labels, answers, classes=classes)[metric]
+    if metric in PROPORTIONS:
+        return Measured(value, find_wilson(round(value * len(labels)), len(labels), level=confidence))
     [drawn] = bootstrap_scores(labels, [answers], classes=classes)
     interval = find_interval(drawn[metric], level=confidence)
-    if metric in PROPORTIONS and interval.low == interval.high:
-        interval = find_wilson(round(value * len(labels)), len(labels), level=confidence)
     return Measured(value, _widen(value, interval, labels, confidence=confidence))
 
 

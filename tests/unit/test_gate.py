@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from typer.testing import CliRunner
 
 from imgcls.archive.build import build_archive
@@ -146,6 +147,15 @@ def test_a_faultless_test_set_does_not_prove_every_floor(tmp_path: Path, write_r
         assert finding.low == pytest.approx(0.896, abs=0.001)
         assert judge(run, rule(f'metric = "{metric}"\nmin = 0.89')).verdict == "successful"
         assert judge(run, rule(f'metric = "{metric}"\nmin = 0.95\nby = "estimate"')).verdict == "successful"
+
+
+@pytest.mark.parametrize(("right", "images", "floor"), [(100, 100, 0.965), (99, 100, 0.965), (995, 1000, 0.99)])
+def test_a_mistake_does_not_help_over_a_floor(tmp_path: Path, write_run, right, images, floor):
+    run = store(write_run(tmp_path / "run"), right=right, images=images)
+    [finding] = judge(run, rule(f'metric = "accuracy"\nmin = {floor}')).findings
+    expected = binomtest(right, images).proportion_ci(0.95, method="wilson")
+    assert (finding.low, finding.high) == pytest.approx((expected.low, expected.high))
+    assert finding.verdict == "inconclusive"
 
 
 def test_no_images_prove_a_floor_of_one_and_that_is_said(run: Path, tmp_path: Path, write_run):
