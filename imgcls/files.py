@@ -1,9 +1,10 @@
 """Writing files so that a reader, or a crash, never meets half of one."""
 
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgcls.errors import RunError
@@ -45,6 +46,24 @@ def append_text(path: Path, lines: str) -> None:
         file.write(lines.encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def wait_for_folder(path: Path) -> Iterator[None]:
+    """Within it, no other process is within it for the same folder, so that what was read there may be written anew.
+
+    The lock is on the folder itself: it leaves no file, and the kernel lets go when the process ends, however it does.
+
+    Raises:
+        OSError: the folder cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):  # NFS has no locks for folders; there it is as if each were alone
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from imgcls.evaluation.predict import Predictions, predict_images, rename_classe
 from imgcls.evaluation.reports import TestReport, drop_report, hash_weights, save_reports
 from imgcls.evaluation.slices import measure_slices, read_columns
 from imgcls.evaluation.stored import EVALUATION_FOLDER, Stored, write_stored
-from imgcls.files import refuse_unwritable, write_atomic
+from imgcls.files import refuse_unwritable, wait_for_folder, write_atomic
 from imgcls.yaml_once import load_yaml
 from model.classifier import SPEC_FILE, Classifier
 from model.spec import read_spec
@@ -266,18 +266,23 @@ def name_images(source: DataSource, images: ImageSet, *, progress: bool) -> str:
 
 
 def _write_files(folder: Path, name: str, evaluation: Evaluation, predictions: Predictions, *, run: Path) -> None:
-    """Writes one set's files; metrics.json loses the set first and gets it last, so that files fit what it lists."""
+    """Writes one set's files; metrics.json loses the set first and gets it last, so that files fit what it lists.
+
+    Evaluations of other sets, which run beside it, wait for it: each writes metrics.json with what it has read there.
+    """
     report, classes = evaluation.report, evaluation.stored.classes
     title = f"{name}: accuracy {report.accuracy:.2%} of {report.samples:,} images"
+    confusion = plot_confusion(report.confusion, classes=classes, title=title)
     with refuse_unwritable(folder, advice="choose another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
-        drop_report(folder, name)
-        write_atomic(folder / f"confusion_{name}.png", plot_confusion(report.confusion, classes=classes, title=title))
-        write_atomic(folder / f"predictions_{name}.csv", _format_predictions(predictions, classes=classes))
-        write_stored(folder, name, evaluation.stored, run=run)
-        gallery = evaluation.gallery.model_dump_json(indent=1)
-        write_atomic(folder / EVALUATION_FOLDER / f"{name}.gallery.json", gallery + "\n")
-        save_reports(folder, {name: report}, run=run)
+        with wait_for_folder(folder):
+            drop_report(folder, name)
+            write_atomic(folder / f"confusion_{name}.png", confusion)
+            write_atomic(folder / f"predictions_{name}.csv", _format_predictions(predictions, classes=classes))
+            write_stored(folder, name, evaluation.stored, run=run)
+            gallery = evaluation.gallery.model_dump_json(indent=1)
+            write_atomic(folder / EVALUATION_FOLDER / f"{name}.gallery.json", gallery + "\n")
+            save_reports(folder, {name: report}, run=run)
 
 
 def _format_predictions(predictions: Predictions, *, classes: Sequence[str]) -> str:

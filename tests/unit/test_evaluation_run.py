@@ -2,6 +2,7 @@ import csv
 import json
 from itertools import count
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -111,6 +112,23 @@ def test_an_evaluation_that_is_killed_leaves_no_old_numbers_beside_new_files(
         evaluate_run(run, tests={"set": f"{photos},brightness=0.3"})
     assert read_set(run, "other") == other
     assert read_set(run, "set") == before if writes == 0 else read_set(run, "set")[0] is None
+
+
+def test_two_evaluations_at_once_keep_the_sets_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, photos = write_run(tmp_path / "run"), write_photos(tmp_path / "photos")
+    other = Thread(target=lambda: evaluate_run(run, tests={"two": str(photos)}, progress=False))
+
+    def write(path: Path, data: bytes | str) -> None:
+        if other.ident is None:  # the first has read metrics.json, and is about to write it
+            other.start()
+            other.join(timeout=1)  # s; it is done by then, or waits
+        write_atomic(path, data)
+
+    monkeypatch.setattr("imgcls.evaluation.run.plot_confusion", lambda *_, **__: b"")
+    monkeypatch.setattr("imgcls.evaluation.reports.write_atomic", write)
+    evaluate_run(run, tests={"one": str(photos)})
+    other.join()
+    assert set(read_metrics(run / "metrics.json").test_sets) == {"one", "two"}
 
 
 def test_without_tests_the_runs_own_data_is_split_as_in_training(tmp_path: Path) -> None:
