@@ -1,5 +1,6 @@
 """Writing files so that a reader, or a crash, never meets half of one."""
 
+import errno
 import fcntl
 import os
 import secrets
@@ -17,8 +18,10 @@ def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o666) -> None:
     the file may be used for, less the umask; it is so from the first byte.
 
     Raises:
-        OSError: the folder is missing or not writable, or the disk is full.
+        OSError: the folder is missing or not writable, the path is that of a folder, or the disk is full.
     """
+    if not path.name:  # as of "." and "/"
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:

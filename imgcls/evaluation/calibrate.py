@@ -65,10 +65,13 @@ def calibrate_run(
         raise RunError(f"{run}: train_config.yaml names no data; say what to fit on with --on SOURCE")
     opened = open_images(text, run=run, config=config)
     classifier = Classifier.load(run, device=choose_device(device))
-    images = rename_classes(opened.splits[opened.chosen], classifier.spec.classes)
     if note := describe_draw(opened):
         on_note(f"{text}: {note}")
-    loaded = load_pixels(images, classifier.spec, perturb=opened.perturb, progress=progress)
+    try:
+        images = rename_classes(opened.splits[opened.chosen], classifier.spec.classes)
+        loaded = load_pixels(images, classifier.spec, perturb=opened.perturb, progress=progress)
+    except DataError as err:
+        raise DataError(f"{text}: {err}") from err
     for line in describe_left_out(text, (*opened.problems, *loaded.problems)):
         on_note(line)
     if len(loaded) < FEWEST:

@@ -45,7 +45,7 @@ def _read_history(path: Path) -> Iterator[Number]:
             for name, text in row.items():
                 if name != "epoch" and text and math.isfinite(value := float(text)):
                     yield Number(f"history/{name}", value, epoch)
-    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError) as err:
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, csv.Error) as err:
         raise RunError(f"{path}: cannot be read: {err}; delete it to export without a history") from err
 
 

@@ -11,7 +11,7 @@ from imgcls.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from imgcls.data.images import ImageSet, count_files
 from imgcls.data.pixels import PixelSet, load_pixels
 from imgcls.data.progress import show_progress
-from imgcls.errors import UsageError
+from imgcls.errors import DataError, UsageError
 from imgcls.evaluation.bootstrap import find_wilson
 from imgcls.evaluation.metrics import require_finite
 from imgcls.evaluation.opening import Tell
@@ -62,7 +62,10 @@ def measure_robustness(
         )
     found = {}
     for test, (source, images) in opened.items():
-        pixels = load_pixels(_thin(images, limit), classifier.spec, perturb=source.perturb, progress=progress)
+        try:
+            pixels = load_pixels(_thin(images, limit), classifier.spec, perturb=source.perturb, progress=progress)
+        except DataError as err:
+            raise DataError(f"{source.text}: {err}") from err
         problems = (*source.problems, *pixels.problems)
         for line in describe_left_out(test, problems):
             on_note(line)

@@ -178,7 +178,7 @@ def _draw_history(path: Path) -> list[Markup]:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
         epochs = [float(row["epoch"]) for row in rows]
         columns = {name: [_parse(row.get(name)) for row in rows] for names in _CURVES.values() for name in names}
-    except (OSError, UnicodeDecodeError, KeyError, ValueError) as err:
+    except (OSError, UnicodeDecodeError, KeyError, ValueError, TypeError, csv.Error) as err:
         raise RunError(f"{path}: cannot be read: {err}; delete it to report without curves") from err
     drawn = []
     for label, names in _CURVES.items():

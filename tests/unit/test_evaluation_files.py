@@ -20,5 +20,8 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> No
         write_atomic(path, "\ud800")
     with pytest.raises(OSError, match="No such file"):
         write_atomic(tmp_path / "none" / "a.txt", "x")
+    for folder in (tmp_path, Path()):
+        with pytest.raises(IsADirectoryError):
+            write_atomic(folder, "x")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

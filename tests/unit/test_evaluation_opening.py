@@ -1,6 +1,7 @@
 """Which images of a source an evaluation counts: all, or the split that training held back."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from imgcls.cli.main import app
+from imgcls.errors import DataError
 from imgcls.evaluation.calibrate import calibrate_run
 from imgcls.evaluation.reports import read_metrics
+from imgcls.evaluation.robustness import measure_robustness
 from imgcls.evaluation.run import evaluate_run
 
 COLORS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -99,6 +102,19 @@ def test_calibration_and_corruption_count_alike(run: Path, photos: Path, tmp_pat
         5,
         "test: 5 of 36 images, the drawn test split\n",
     )
+
+
+def test_data_of_which_nothing_can_be_used_is_named_by_all(run: Path, tmp_path: Path):
+    (tmp_path / "broken" / "red").mkdir(parents=True)
+    (tmp_path / "broken" / "red" / "1.png").write_bytes(b"no picture")
+    text = f"{tmp_path / 'broken'},split=all"
+    for measure in (
+        lambda: evaluate_run(run, tests={"t": text}),
+        lambda: measure_robustness(run, tests={"t": text}, corruptions=["contrast"], severities=[1]),
+        lambda: calibrate_run(run, source=text),
+    ):
+        with pytest.raises(DataError, match=rf"^{re.escape(text)}: .*1 of 1 files cannot be decoded"):
+            measure()
 
 
 def test_a_library_call_needs_no_listener(run: Path):

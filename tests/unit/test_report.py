@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from imgcls.cli.main import app
 from imgcls.errors import ArchiveError, RunError
+from imgcls.evaluation.numbers import read_numbers
 from imgcls.evaluation.reports import drop_report
 from imgcls.evaluation.robustness import measure_robustness
 from imgcls.evaluation.run import evaluate_run
@@ -167,6 +168,16 @@ def test_run_of_which_a_killed_evaluation_left_no_numbers_is_refused(run: Path, 
     drop_report(copied, "t")
     with pytest.raises(RunError, match="was not evaluated; run imgcls evaluate"):
         collect_run(copied)
+
+
+@pytest.mark.parametrize("history", ["lr,epoch\n0.1\n", f"epoch,lr\n1,{'9' * 200_000}\n"])
+def test_a_history_that_is_broken_is_named_with_what_to_do(run: Path, tmp_path: Path, history: str):
+    copied = shutil.copytree(run, tmp_path / "run")
+    (copied / "history.csv").write_text(history)
+    with pytest.raises(RunError, match=r"history\.csv: cannot be read: .*; delete it to report without curves"):
+        collect_run(copied)
+    with pytest.raises(RunError, match=r"history\.csv: cannot be read: .*; delete it to export without a history"):
+        read_numbers(copied)
 
 
 def test_a_baseline_that_is_no_run_is_refused(run: Path, tmp_path: Path):
