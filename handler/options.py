@@ -60,9 +60,10 @@ def parse_top_k(value: Any) -> int:
         RequestError: it is no whole number from 1.
     """
     text = _to_text(value)
-    if not text.isascii() or not text.isdigit() or int(text[:9]) < 1:
+    number = _to_number(text)
+    if not number:
         raise RequestError(f"top_k is {text[:40]!r}; expected a whole number from 1")
-    return int(text[:9])
+    return number
 
 
 def parse_target(value: Any, *, labels: Sequence[str]) -> int:
@@ -77,8 +78,9 @@ def parse_target(value: Any, *, labels: Sequence[str]) -> int:
         raise RequestError(f"target is {text[:40]!r}, which {len(named)} classes are called; give the class's index")
     if named:
         return named[0]
-    if text.isascii() and text.isdigit() and int(text[:9]) < len(labels):
-        return int(text[:9])
+    index = _to_number(text)
+    if index is not None and index < len(labels):
+        return index
     raise RequestError(
         f"target is {text[:40]!r}; expected an index from 0 to {len(labels) - 1}, or a label such as {labels[0]!r}"
     )
@@ -102,6 +104,11 @@ def _parse_weight(parameters: Sequence[str]) -> float:
             except ValueError:
                 return 0.0
     return 1.0
+
+
+def _to_number(text: str) -> int | None:
+    """Returns the whole number of some digits, of many of them another one as large; None where they are none."""
+    return int(text.lstrip("0")[:9] or 0) if text.isascii() and text.isdigit() else None
 
 
 def _to_text(value: Any) -> str:

@@ -246,6 +246,11 @@ def test_a_top_k_that_is_no_whole_number_from_1_is_refused(value):
     assert "expected a whole number from 1" in str(refuse({"body": IMAGE, "top_k": value}))
 
 
+def test_zeros_before_a_number_are_nothing():
+    entry = {"image": BASE64, "top_k": "0" * 5_000 + "3", "target": "0" * 9 + "4"}
+    assert explain({"body": entry}).images[0].options == Options(top_k=3, target=4)
+
+
 def test_a_huge_top_k_asks_for_all_classes():
     assert read({"body": IMAGE, "top_k": "9" * 5_000}).images[0].options.top_k == 999_999_999
 
