@@ -3,15 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from model.errors import SpecError
+from model.written import Written
 
 Width = Annotated[int, Field(ge=1)]
 
 
-class SimpleCNNParameters(BaseModel):
+class SimpleCNNParameters(Written):
     """Parameters of `simple_cnn`; the defaults are those of the published listing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from model.errors import SpecError, describe_validation_error
+from model.written import Written
 
 SPEC_FILE = "spec.yaml"
 WEIGHTS_FILE = "weights.safetensors"
@@ -23,7 +24,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(Written):
     """One classifier: network, input and classes.
 
     `channels` is 1 (grayscale), 3 (RGB) or 4 (RGBA); any other number, and these too where `ranges` is given, are bands

@@ -13,12 +13,13 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.errors import SpecError
 from model.simple_cnn import Width, make_block
+from model.written import Written
 
 PATCH = 2  # side, in pixels
 SMALLEST_VARIANCE = 5e-4  # added to each, of normalised pixels: what varies less is noise, not to be blown up
@@ -27,7 +28,7 @@ LOGIT_SCALE = 0.2  # of what the last layer says: without it the first steps are
 Views = Literal[1, 2, 6]
 
 
-class WhitenedCNNParameters(BaseModel):
+class WhitenedCNNParameters(Written):
     """Parameters of `whitened_cnn`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -11,16 +11,20 @@ from pydantic_core import PydanticKnownError
 
 
 class Written(BaseModel):
-    """A section whose numbers, alone or in a list, are not written as true or false."""
+    """A section whose numbers, alone or in lists, are not written as true or false."""
 
     @field_validator("*", mode="before")
     @classmethod
     def _is_no_bool(cls, value: Any, info: ValidationInfo) -> Any:
-        if any(isinstance(each, bool) for each in (value if isinstance(value, list | tuple) else (value,))):
+        if _has_bool(value):
             kinds = set(_types_in(cls.model_fields[info.field_name or ""].annotation))
             if bool not in kinds and kinds & {int, float}:
                 raise PydanticKnownError("float_type" if float in kinds else "int_type")
         return value
+
+
+def _has_bool(value: Any) -> bool:
+    return any(map(_has_bool, value)) if isinstance(value, list | tuple) else isinstance(value, bool)
 
 
 def _types_in(annotation: Any) -> Iterator[Any]:

@@ -83,6 +83,7 @@ def test_more_blocks_than_the_size_can_be_halved_are_refused():
     [
         ({"width": [3]}, "width: is not a field that is known here"),
         ({"widths": []}, "widths: .* at least 1 item"),
+        ({"hidden": True}, r"hidden: .* valid integer \(got True\)"),
         ({"widths": [0]}, r"widths\.0: .* greater than or equal to 1 \(got 0\)"),
         ({"norm": "layer"}, r"norm: .* 'none' or 'batch' \(got 'layer'\)"),
         ({"pooling": "none"}, r"pooling: .* 'last' or 'first' \(got 'none'\)"),

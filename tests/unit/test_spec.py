@@ -28,6 +28,9 @@ def test_a_spec_comes_back_from_its_file_as_it_was(tmp_path: Path):
         ({"classes": ("cat", "cat")}, "classes holds cat more than once"),
         ({"classes": ("cat",)}, "classes: .* at least 2"),
         ({"interpolation": "area"}, r"interpolation: .* \(got 'area'\)"),
+        ({"temperature": "true"}, r"temperature: .* valid number \(got True\)"),
+        ({"mean": "[0.1, 0.2, yes]"}, r"mean: .* valid number"),
+        ({"ranges": "[[0, 9], [0, 9], [no, 9]]"}, r"ranges: .* valid integer"),
         ({"colour": 1}, "colour: is not a field that is known here"),
     ],
 )
