@@ -40,6 +40,14 @@ class DesiredVersion(_Section):
     servers: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None  # which have it; unset: all
     autoscale: Autoscale | None = None  # workers follow the load between min and max, from `workers` on
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        bounds = self.autoscale
+        if bounds and "workers" in self.model_fields_set and not bounds.min <= self.workers <= bounds.max:
+            expected = f"expected {bounds.min} to {bounds.max}, as in autoscale"
+            raise ValueError(f"version {self.version} has workers {self.workers}; {expected}")
+        return self
+
 
 class DesiredModel(_Section):
     """One model."""
@@ -105,9 +113,10 @@ class Desired(_Section):
                 bounds = {"workers": row.workers, "autoscale.max": row.autoscale.max if row.autoscale else 0}
                 for key, count in bounds.items():
                     refuse_workers(count, what=f"{where}: {key}")
-                most = row.workers * len(row.servers or servers)
-                if row.min_ready > most:
-                    raise UsageError(f"{where}: min_ready is {row.min_ready}; expected at most its {most} workers")
+                least = row.autoscale.min if row.autoscale else row.workers
+                least *= len(row.servers or servers)
+                if row.min_ready > least:
+                    raise UsageError(f"{where}: min_ready is {row.min_ready}; expected at most its {least} workers")
                 if model.weights[row.version] == 0 and row.version == model.default_version:
                     raise UsageError(f"{where}: it is the default and has no requests; name one that has")
 

@@ -71,6 +71,7 @@ ONE = "models: [{name: m, versions: [{version: '1', archive: m.mar"
         (ONE + ", weight: 33.333}]}]", "models[0].versions[0].weight is 33.333; expected at most two decimals"),
         (ONE + ", weight: yes}]}]", "models[0].versions[0].weight is true; expected 0 to 100"),
         (ONE + ", autoscale: {min: true, max: 2}}]}]", "versions[0].autoscale.min is true; expected a whole number"),
+        (ONE + ", workers: 8, autoscale: {min: 2, max: 4}}]}]", "version 1 has workers 8; expected 2 to 4"),
         (ONE + ", workers: 0}]}]", "models[0].versions[0].workers is 0; expected"),
         (ONE + ", workers: many}]}]", "models[0].versions[0].workers is 'many'"),
         (ONE + "}], default: '7'}]", "m has the default 7; expected one of 1"),
@@ -100,6 +101,7 @@ def test_archives_are_meant_from_the_files_folder_and_a_lone_version_gets_all_re
         (", servers: [a]", "server b would have no version"),
         (", servers: [a, b, a]", "m 1: servers names a, b, a; expected each once"),
         (", workers: 2, min_ready: 5", "min_ready is 5; expected at most its 4 workers"),
+        (", workers: 2, min_ready: 3, autoscale: {min: 1, max: 2}", "min_ready is 3; expected at most its 2 workers"),
     ],
 )
 def test_what_the_servers_cannot_give_is_refused(tmp_path: Path, changes: str, words: str) -> None:
