@@ -13,6 +13,7 @@ from imgcls.cli.timeout import timeout_option
 
 if TYPE_CHECKING:
     from imgcls.client import Client, Prediction
+    from imgcls.gateway.folder import GatewayFolder
 
 
 def predict(
@@ -25,17 +26,21 @@ def predict(
     url: Annotated[
         str | None,
         typer.Option(
-            envvar="IMGCLS_URL", help="Of the inference API. [default: the server of --state]", show_default=False
+            envvar="IMGCLS_URL",
+            help="Of the inference API. [default: the server of --state, or its gateway]",
+            show_default=False,
         ),
     ] = None,
     token: Annotated[
         str | None,
         typer.Option(
-            envvar="IMGCLS_TOKEN", help="Inference token. [default: the server's of --state]", show_default=False
+            envvar="IMGCLS_TOKEN",
+            help="Inference token, or a gateway's API key. [default: the server's of --state]",
+            show_default=False,
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model name. [default: the server's of --state, else imgcls]")
+        str | None, typer.Option(help="Model name. [default: the only one of --state, else imgcls]")
     ] = None,
     timeout_s: Annotated[float, timeout_option("Seconds to wait for an answer.", least_s=0.1)] = 60,
     state: Annotated[Path, typer.Option(help="State folder of a server that imgcls serve started.")] = Path(
@@ -75,16 +80,30 @@ def _look_up_server(state: Path, *, token: str | None, model: str | None) -> tup
     from imgcls.errors import UsageError
 
     try:
+        from imgcls.cli.gateway_process import gateway_of
         from imgcls.serving.access import inference_token
         from imgcls.serving.state import StateFolder
+
+        gateway = gateway_of(state)
     except ModuleNotFoundError as err:  # a light install, which serves nothing
         raise UsageError(
             f"without {err.name} no server of this machine can be looked up; "
             "give --url and --token, or pip install 'imgcls[serve]'"
         ) from err
+    if gateway is not None:  # which decides by its keys and weights who is answered, and by which version
+        return gateway.read_running().url, token, model or _only_model(gateway)
     folder = StateFolder(state)
     server = folder.read_running()
     return server.inference_url, token or inference_token(server, folder), model or server.model
+
+
+def _only_model(gateway: GatewayFolder) -> str:
+    from imgcls.errors import UsageError
+
+    names = [each.name for each in gateway.table.read().models]
+    if len(names) != 1:
+        raise UsageError(f"the gateway serves {', '.join(names) or 'no model'}; name one with --model")
+    return names[0]
 
 
 def _predict_one(client: Client, file: Path, *, top_k: int, is_quiet: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -16,6 +17,9 @@ from imgcls.client.errors import ConnectionFailedError
 from imgcls.client.files import IMAGE_SUFFIXES
 from imgcls.data import listing
 from imgcls.errors import ClientError
+from imgcls.gateway.folder import GatewayFolder, SupervisorState
+from imgcls.gateway.settings import Settings
+from imgcls.gateway.table import Model, Version
 
 URL = ["--url", "http://127.0.0.1:9"]
 
@@ -78,6 +82,35 @@ def test_name_that_the_terminal_cannot_show_stops_no_answer(
         main()
     assert not ended.value.code
     assert shown.buffer.getvalue().count(b".png: cat 1.0000\n") == 2
+
+
+def test_behind_a_gateway_the_gateway_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Client, "predict", lambda self, data, top_k: Prediction(self.url + self._path, "2.0", ()))
+    (tmp_path / "a.png").touch()
+    own = psutil.Process()
+    gateway = GatewayFolder(tmp_path / "state")
+    gateway.prepare()
+    gateway.write(
+        SupervisorState(
+            gateway_id="g",
+            pid=own.pid,
+            created_s=own.create_time(),
+            url="http://127.0.0.1:9",
+            sockets=tmp_path,
+            settings=Settings(),
+            trust=None,
+        )
+    )
+
+    def predict_of(*names: str) -> Result:
+        row = Version(version="2.0", archive="m.mar", tree_sha256="0" * 64, workers=1, weight=100)
+        models = tuple(Model(name=name, default="2.0", versions=(row,)) for name in names)
+        gateway.table.change(lambda table: table.model_copy(update={"models": models}))
+        return run_predict(tmp_path / "a.png", "--json", "--state", gateway.state)
+
+    (answer,) = json.loads(predict_of("birds").stdout)
+    assert answer["model"] == "http://127.0.0.1:9/predictions/birds"
+    assert "serves birds, cats; name one with --model" in str(predict_of("birds", "cats").exception)
 
 
 def test_light_install_is_told_to_name_the_server(tmp_path: Path) -> None:
