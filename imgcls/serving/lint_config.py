@@ -12,6 +12,7 @@ from imgcls.serving.config import ADDRESS_KEYS, PATH_KEYS, ports_of
 from imgcls.serving.errors import ConfigError
 from imgcls.serving.lint_keys import CONFIG_KEYS, IGNORED_KEYS, LAUNCHER_KEYS, MODEL_KEYS, MODELS_KEYS, VERSION
 from imgcls.serving.lint_rules import ADDRESS, Finding, Status, find_nearest
+from imgcls.serving.logs import find_log_config
 from imgcls.serving.properties import Entry, parse_properties
 
 KEYS = CONFIG_KEYS | LAUNCHER_KEYS
@@ -179,6 +180,10 @@ def _warn(last: Mapping[str, Entry], *, where: str, folder: Path | None) -> Iter
         if folder is not None and key in last and last[key].value and not (folder / last[key].value).exists():
             problem = f"{key} is {last[key].value!r}, which is not there"
             yield warning(key, problem, "correct the path, or make the file")
+    logs = find_log_config(last["vmargs"].value) if folder is not None and "vmargs" in last else None
+    if logs is not None and not logs.exists():
+        problem = f"vmargs has Java log as {str(logs)!r} says, which is not there, so that nothing is logged"
+        yield warning("vmargs", problem, "correct the path, or remove the option")
 
 
 _GRPC_ADDRESSES = ("grpc_inference_address", "grpc_management_address")

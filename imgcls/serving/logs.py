@@ -8,7 +8,9 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
+LOG_OPTION = "-Dlog4j.configurationFile="  # of Java
 LOG4J_CONFIG = """\
 <?xml version="1.0" encoding="UTF-8"?>
 <!-- Written by imgcls serve at each start. -->
@@ -84,6 +86,14 @@ def log4j_config() -> str:
     names = ("access_log", "model_log", "model_metrics", "ts_log", "ts_metrics")
     appenders = [APPENDER.format(name=name, noise=NOISE.get(name, "(?!)"), pattern=PATTERN) for name in names]
     return LOG4J_CONFIG.format(appenders="\n".join(appenders))
+
+
+def find_log_config(vmargs: str) -> Path | None:
+    """Returns the file on this machine by which Java's options have it log; None where they name none."""
+    named = [option.removeprefix(LOG_OPTION) for option in vmargs.split() if option.startswith(LOG_OPTION)]
+    place = urlsplit(named[-1] if named else "")  # of two Java takes the last
+    path = Path(unquote(place.path))
+    return path if place.scheme in ("", "file") and path.is_absolute() else None
 
 
 def size_of(path: Path) -> int:

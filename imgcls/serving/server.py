@@ -244,7 +244,7 @@ def _command(
         str(java),
         f"-Dmodel_server_home={home}",
         f"-Djava.io.tmpdir={temporary}",
-        f"-Dlog4j.configurationFile={folder.log_config_file.as_uri()}",
+        f"{logs.LOG_OPTION}{folder.log_config_file.as_uri()}",
         *config.get("vmargs", "").split(),
         "-cp",
         f".:{home / 'ts' / 'frontend'}/*",

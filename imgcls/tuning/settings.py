@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imgcls.files import write_atomic
 from imgcls.serving.config import PATH_KEYS
-from imgcls.serving.logs import log4j_config
+from imgcls.serving.logs import LOG_OPTION, log4j_config
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ _QUIET = """\
       </Filters>
     </Logger>
 """
-_LOG_OPTION = "-Dlog4j.configurationFile="
 _COLLECTORS = ("UseG1GC", "UseParallelGC", "UseSerialGC", "UseShenandoahGC", "UseZGC")
 
 
@@ -76,8 +75,8 @@ def tune_vmargs(vmargs: str, *, log_config: Path) -> str:
     options = vmargs.split()
     if not any(option.removeprefix("-XX:+") in _COLLECTORS for option in options):
         options.append(COLLECTOR)
-    if not any(option.startswith(_LOG_OPTION) for option in options):
-        options.append(f"{_LOG_OPTION}{log_config.as_uri()}")
+    if not any(option.startswith(LOG_OPTION) for option in options):
+        options.append(f"{LOG_OPTION}{log_config.as_uri()}")
     return " ".join(options)
 
 

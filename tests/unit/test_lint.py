@@ -246,6 +246,16 @@ def test_file_that_is_not_there_is_warned_of(tmp_path: Path):
     assert lint_file(config) == []
 
 
+def test_log_configuration_that_is_not_there_is_warned_of(tmp_path: Path):
+    config, logs = tmp_path / "config.properties", tmp_path / "my logs.xml"
+    config.write_text(f"{CLOSED}vmargs=-Xmx2g -Dlog4j.configurationFile={logs.as_uri()}\n")
+    assert only(lint_file(config)).problem.startswith(f"vmargs has Java log as '{logs}' says, which is not there")
+    logs.touch()
+    assert lint_file(config) == []
+    config.write_text(f"{CLOSED}vmargs=-Dlog4j.configurationFile=http://logs.example/log4j2.xml\n")
+    assert lint_file(config) == []
+
+
 @pytest.mark.parametrize(
     ("text", "entries"),
     [
