@@ -44,6 +44,8 @@ class Race:
     def hold(self, space: Space) -> list[Outcome]:
         """Measures until the budget is spent; at least the first candidate is, whatever it costs.
 
+        Where the first ones cannot be served, the next are tried until then.
+
         Raises:
             CandidateError: no candidate could be served.
         """
@@ -55,14 +57,16 @@ class Race:
     def _first_look(self, space: Space) -> None:
         effort = Effort(self.stretch_s, FIRST_STEPS)
         for number, candidate in enumerate(self._in_order(space)):
-            if self.trials and not self._fits(effort, FIRST_SHARE):
+            if number and not self._fits(effort, FIRST_SHARE if self.trials else 1.0):
                 self.not_reached = tuple(
                     each for each in self._in_order(space) if each not in self.trials | self.failures
                 )
                 break
             self._try(candidate, effort, stage=f"first look {number + 1}")
         if not self.trials:
-            raise CandidateError(next(iter(self.failures.values())))
+            raise CandidateError(
+                f"no candidate could be served: {next(iter(self.failures.values()))}; try imgcls serve"
+            )
 
     def _in_order(self, space: Space) -> Iterator[Candidate]:
         """Yields the star, then what its winners make together, then the grid; each once."""
@@ -121,7 +125,7 @@ class Race:
     def _fits(self, effort: Effort, share: float) -> bool:
         """Whether a trial of this effort would end within a share of the budget, as far as earlier ones tell."""
         same = self.walls_s.get(effort) or [LONGER * wall_s for walls_s in self.walls_s.values() for wall_s in walls_s]
-        return self.clock() + statistics.median(same) <= share * self.budget_s
+        return self.clock() + statistics.median(same or [0.0]) <= share * self.budget_s
 
     def _best_first(self, candidates: Sequence[Candidate] | dict[Candidate, list[Trial]]) -> list[Candidate]:
         return sorted(candidates, key=lambda each: score(self.trials[each][-1]), reverse=True)

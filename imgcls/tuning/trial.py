@@ -163,7 +163,8 @@ def serve_candidate(subject: Subject, candidate: Candidate) -> Iterator[tuple[Se
         try:
             yield start(options), folder
         except NotReadyError as err:
-            raise CandidateError(f"{candidate}: {err}") from err
+            reason = str(err).partition(f"; see {folder.logs}")[0]  # which are removed
+            raise CandidateError(f"{candidate}: {reason}") from err
         finally:
             stop(folder)
     finally:

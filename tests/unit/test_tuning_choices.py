@@ -252,6 +252,12 @@ class TestHalving:
         with pytest.raises(CandidateError, match="broken"):
             Play({}, broken=tuple(SPACE.grid())).race(600).hold(SPACE)
 
+    def test_where_none_can_be_served_the_budget_is_kept_too(self):
+        play = Play({}, broken=tuple(SPACE.grid()))
+        with pytest.raises(CandidateError, match=r"no candidate could be served: .*broken; try imgcls serve"):
+            play.race(45).hold(SPACE)
+        assert play.now == 50
+
     def test_among_candidates_that_miss_it_the_nearer_ones_stay(self):
         near, far = make_trial(0, slo_ms=60), make_trial(0, slo_ms=600)
         race = Play({}).race(600)

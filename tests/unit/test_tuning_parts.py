@@ -29,7 +29,10 @@ from imgcls.cli.main import app
 from imgcls.client.errors import BadImageError, ConnectionFailedError, ServerError
 from imgcls.errors import ArchiveError
 from imgcls.serving.config import read_config
+from imgcls.serving.errors import NotReadyError
 from imgcls.serving.lint import lint_config, lint_model_config
+from imgcls.serving.server import ServeOptions
+from imgcls.serving.state import StateFolder
 from imgcls.tuning import load as loading
 from imgcls.tuning import trial
 from imgcls.tuning.candidates import Candidate
@@ -299,6 +302,24 @@ class TestLoad:
             closed_loop(target, connections=1, duration_s=1)
 
 
+CANDIDATE = Candidate("eager", 1, 1, 1, 1)
+
+
+def make_subject(archive: Path, folder: Path) -> trial.Subject:
+    return trial.Subject(
+        archive=archive,
+        tree_sha256=tree_of(archive),
+        contents=read_contents(archive),
+        config=CONFIG,
+        trust=folder / "trust.yaml",
+        images=(Path("a.png"),),
+        listing=folder / "images.json",
+        slo=Slo(99, 50),
+        cores=1,
+        scratch=folder,
+    )
+
+
 class TestImagesOfACandidate:
     @pytest.mark.parametrize(
         ("error", "kind", "words"),
@@ -317,20 +338,18 @@ class TestImagesOfACandidate:
         client.__enter__.return_value.predict.side_effect = error
         monkeypatch.setattr(trial, "inference_client", lambda *_: client)
         monkeypatch.setattr(trial, "start", lambda options: MagicMock())
-        subject = trial.Subject(
-            archive=archive,
-            tree_sha256=tree_of(archive),
-            contents=read_contents(archive),
-            config=CONFIG,
-            trust=tmp_path / "trust.yaml",
-            images=(Path("a.png"),),
-            listing=tmp_path / "images.json",
-            slo=Slo(99, 50),
-            cores=1,
-            scratch=tmp_path,
-        )
         with pytest.raises(kind, match=words):
-            trial.run_trial(subject, Candidate("eager", 1, 1, 1, 1), effort=trial.Effort(1.0, 1))
+            trial.run_trial(make_subject(archive, tmp_path), CANDIDATE, effort=trial.Effort(1.0, 1))
+
+    def test_a_server_that_does_not_start_ends_the_candidate_and_names_no_log_that_is_removed(
+        self, archive: Path, tmp_path: Path, monkeypatch
+    ):
+        def start(options: ServeOptions) -> None:
+            raise NotReadyError(f"a worker died: no luck; see {StateFolder(options.state).model_log}")
+
+        monkeypatch.setattr(trial, "start", start)
+        with pytest.raises(CandidateError, match=r"eager, 1 worker x 1 thread, batch 1: a worker died: no luck$"):
+            trial.run_trial(make_subject(archive, tmp_path), CANDIDATE, effort=trial.Effort(1.0, 1))
 
 
 class TestRefusals:
