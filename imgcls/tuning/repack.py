@@ -27,6 +27,7 @@ from handler.integrity import (
 from handler.layout import open_layout
 from imgcls.archive.contents import open_archive, read_small
 from imgcls.errors import ArchiveError
+from imgcls.files import refuse_unwritable
 from imgcls.tuning.candidates import Candidate
 from model.engines.kinds import AUTO
 
@@ -63,6 +64,7 @@ def repack(mar: Path, target: Path, *, model_config: str, tree_sha256: str) -> P
 
     Raises:
         ArchiveError: the archive cannot be read, or is another one by now.
+        RunError: the file cannot be written.
     """
     with open_archive(mar) as archive:
         record = parse_integrity(read_small(archive, INTEGRITY_FILE))
@@ -71,7 +73,8 @@ def repack(mar: Path, target: Path, *, model_config: str, tree_sha256: str) -> P
                 f"{mar}: was replaced while it was tuned: it is content {record.tree_sha256[:SHORT]} now, and what was "
                 f"measured is {tree_sha256[:SHORT]}; tune it again"
             )
-        _write_copy(archive, target, record=record, model_config=model_config.encode())
+        with refuse_unwritable(target, advice="make room, and tune again"):
+            _write_copy(archive, target, record=record, model_config=model_config.encode())
     return target
 
 

@@ -27,7 +27,7 @@ from imgcls.archive.stage import ServingOptions
 from imgcls.archive.verify import read_integrity, verify_archive
 from imgcls.cli.main import app
 from imgcls.client.errors import BadImageError, ConnectionFailedError, ServerError
-from imgcls.errors import ArchiveError
+from imgcls.errors import ArchiveError, RunError
 from imgcls.serving.config import read_config
 from imgcls.serving.errors import NotReadyError
 from imgcls.serving.lint import lint_config, lint_model_config
@@ -92,6 +92,11 @@ class TestRepack:
         (tmp_path / "no.mar").write_bytes(b"no zip")
         with pytest.raises(ArchiveError, match="cannot be read"):
             repack(tmp_path / "no.mar", tmp_path / "new.mar", model_config="a: 1\n", tree_sha256="0" * 64)
+
+    def test_what_cannot_be_written_is_not_told_as_a_broken_archive(self, archive: Path, tmp_path: Path):
+        target = tmp_path / "gone" / "y.mar"
+        with pytest.raises(RunError, match=r"gone/y\.mar: cannot be written: No such file or directory; make room"):
+            repack(archive, target, model_config="{}", tree_sha256=tree_of(archive))
 
     def test_archive_that_was_replaced_since_is_refused_and_nothing_is_written(self, archive: Path, tmp_path: Path):
         with pytest.raises(ArchiveError, match=r"colors\.mar: was replaced while it was tuned.*tune it again"):
