@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from imgcls.errors import ArchiveError, ServingError, UsageError
 from imgcls.serving.config import is_whole, ports_of, read_config
 from imgcls.serving.environment import JVM_VARIABLES, overriding_variables
-from imgcls.serving.errors import ConfigError, JavaError
+from imgcls.serving.errors import ConfigError, JavaError, PreflightError
 from imgcls.serving.java import find_java, read_version
 from imgcls.serving.ports import Ports, find_holder, is_free, ports_from
 from imgcls.serving.state import StateFolder, find_process
@@ -196,6 +196,12 @@ def check_request_size(config: Mapping[str, str], archive: Path) -> list[Finding
     if len(largest.data) <= int(text):
         return [Finding("request size", "ok", detail)]
     return [Finding("request size", "warning", detail, f"set max_request_size={len(largest.data)} or more")]
+
+
+def refuse_errors(findings: Iterable[Finding]) -> None:
+    """Raises PreflightError where what was found would make TorchServe fail."""
+    if errors := [finding for finding in findings if finding.status == "error"]:
+        raise PreflightError("; ".join(f"{finding.detail}: {finding.fix}" for finding in errors))
 
 
 def check_settings(config: Path, archive: Path) -> list[Finding]:

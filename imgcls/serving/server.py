@@ -28,7 +28,7 @@ from imgcls.serving import doctor, logs, processes
 from imgcls.serving.access import inference_client, management_client
 from imgcls.serving.capacity import refuse_workers
 from imgcls.serving.environment import serving_environment
-from imgcls.serving.errors import AlreadyRunningError, NotReadyError, OvertakenError, PreflightError
+from imgcls.serving.errors import AlreadyRunningError, NotReadyError, OvertakenError
 from imgcls.serving.java import find_java
 from imgcls.serving.management import ModelStatus
 from imgcls.serving.ports import Ports, ports_from
@@ -213,8 +213,7 @@ def _check_before(
         *doctor.check_unpacking(StateFolder(options.state), contents),
         *(doctor.check_packages(options.python, names=doctor.QUICK_PACKAGES) if options.checks_packages else ()),
     ]
-    if errors := [finding for finding in findings if finding.status == "error"]:
-        raise PreflightError("; ".join(f"{finding.detail}: {finding.fix}" for finding in errors))
+    doctor.refuse_errors(findings)
     for finding in findings:
         if finding.status == "warning":
             on_progress(f"warning: {finding.detail}; {finding.fix}")

@@ -12,6 +12,7 @@ from imgcls.archive.verify import read_integrity, verify_archive
 from imgcls.errors import UsageError
 from imgcls.scratch import ScratchFolder
 from imgcls.serving.config import read_config
+from imgcls.serving.doctor import check_settings, refuse_errors
 from imgcls.serving.foreground import signals_raise
 from imgcls.serving.trust import check_before_start
 from imgcls.tuning.candidates import Candidate, Space, list_engines, make_space
@@ -89,6 +90,7 @@ def tune(
     began_s = time.monotonic()
     find_k6()
     contents, config = read_contents(options.archive), read_config(options.config)
+    refuse_errors(check_settings(options.config, options.archive))  # of a candidate they would be told of its copies
     on_progress("verifying the archive")
     trust_file = find_trust_file(options.trust, config=options.config)
     if check_before_start(options.archive, trust_file).policy == "off":

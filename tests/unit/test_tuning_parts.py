@@ -43,6 +43,7 @@ from imgcls.tuning.machine import describe_machine, find_processor
 from imgcls.tuning.repack import make_model_config, repack
 from imgcls.tuning.settings import tune_vmargs, write_tuned_config
 from imgcls.tuning.slo import Slo
+from tests.support.archives import spoil
 from tests.support.http import Server
 
 PROJECT = Path(__file__).parents[2]
@@ -375,6 +376,20 @@ class TestRefusals:
         assert said in str(result.exception)
         assert "\n" not in str(result.exception)
         assert not (tmp_path / "out").exists()
+
+    def test_settings_that_serve_refuses_are_named_where_they_stand(self, archive: Path, tmp_path: Path):
+        config = tmp_path / "config.properties"
+        config.write_text(f"{CONFIG.read_text()}job_queue_size=many\n")
+        result = run_tune(archive, "--slo", "p99=50ms", "--ts-config", config, "--out", tmp_path / "out")
+        assert str(result.exception).startswith(f"{config}:")
+        other = spoil(
+            archive,
+            tmp_path / "x.mar",
+            work=tmp_path / "x",
+            edits={"model-config.yaml": ("batchSize: 8", "batchSize: a")},
+        )
+        result = run_tune(other, "--slo", "p99=50ms", "--out", tmp_path / "out")
+        assert str(result.exception).startswith(f"{other}!model-config.yaml:")
 
     def test_missing_archive(self, tmp_path: Path):
         result = run_tune(tmp_path / "no.mar", "--slo", "p99=50ms")
