@@ -85,9 +85,8 @@ def judge(outcomes: Sequence[Outcome], *, slo: Slo) -> Verdict:
         return Verdict("inconclusive", best.candidate, (), reason)
     others = [outcome for outcome in finalists if outcome is not best]
     if min(len(outcome.finals) for outcome in finalists) < ENOUGH_FINALS:
-        reason = (
-            f"{_describe_rate(best)} at {slo}; there was no time to repeat it and its rival, so the noise is not known"
-        )
+        which = "it and its rival" if others else "it"
+        reason = f"{_describe_rate(best)} at {slo}; there was no time to repeat {which}, so the noise is not known"
         return Verdict("inconclusive", best.candidate, tuple(each.candidate for each in others[:1]), reason)
     rivals = [outcome for outcome in others if _overlap(outcome, best)]
     if not rivals:

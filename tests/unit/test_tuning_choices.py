@@ -318,6 +318,11 @@ class TestVerdict:
         assert verdict.recommended == self.B
         assert "noise is not known" in verdict.reason
 
+    def test_one_candidate_has_no_rival(self):
+        assert "no time to repeat it, so the noise" in judge([make_outcome(self.A, 30)], slo=SLO).reason
+        both = [make_outcome(self.A, 30), make_outcome(self.B, 20)]
+        assert "no time to repeat it and its rival, so the noise" in judge(both, slo=SLO).reason
+
 
 class TestReport:
     @pytest.fixture
