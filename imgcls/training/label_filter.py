@@ -89,14 +89,19 @@ class LabelFilter:
         return [Change(index, bool(self.is_dropped[index]), float(mean[index]), limit) for index in changed]
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that is known of the images."""
-        names = ("mean", "epochs", "sums", "times", "is_dropped")
-        return {name: getattr(self, name).cpu() for name in names if self.rate is not None}
+        """Returns all that is known of the images; all processes must call it, as each has seen its own of the epoch."""
+        if self.rate is None:
+            return {}
+        known = {name: getattr(self, name).cpu() for name in ("mean", "epochs", "is_dropped")}
+        return known | {name: self.world.add_up(getattr(self, name).clone()).cpu() for name in ("sums", "times")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Sets it."""
+        """Sets it; what the epoch has shown so far goes to the main process, as its end adds up those of all."""
         for name, tensor in state_dict.items():
             getattr(self, name).copy_(tensor)
+        if not self.world.is_main:
+            self.sums.zero_()
+            self.times.zero_()
 
 
 def find_loss_limit(losses: Tensor, *, rate: float | Literal["auto"]) -> float:

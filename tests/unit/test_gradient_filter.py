@@ -5,7 +5,10 @@ import hashlib
 import json
 import math
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
@@ -275,3 +278,41 @@ def test_an_image_that_is_seen_twice_in_an_epoch_counts_with_its_mean():
     labels.observe(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]))
     labels.end_epoch(1)
     assert labels.mean.tolist() == [2.0, 5.0]
+
+
+@dataclass(frozen=True)
+class Threads(World):
+    """Processes that are threads of one: what each adds to a sum goes through `handed`."""
+
+    handed: list[torch.Tensor | None] = field(default_factory=list)
+    gate: threading.Barrier = field(default_factory=lambda: threading.Barrier(1))
+
+    def add_up(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.handed[self.rank] = tensor.clone()
+        self.gate.wait(10)
+        tensor.copy_(sum(self.handed))
+        self.gate.wait(10)
+        return tensor
+
+
+def test_what_all_processes_have_seen_of_an_epoch_is_kept_where_a_run_is_broken_off_within_it():
+    handed, gate = [None, None], threading.Barrier(2)
+
+    def train(rank: int) -> tuple[LabelFilter, dict[str, torch.Tensor]]:
+        config, world = configure("--noise-rate", 0.5, "--noise-warmup", 9), Threads(rank, 2, handed=handed, gate=gate)
+        labels = LabelFilter(6, config, world=world)
+        labels.observe(torch.tensor([1.0, 2.0]) + 2 * rank, torch.tensor([0, 1]) + 2 * rank)
+        return labels, labels.state_dict()
+
+    def go_on(rank: int, labels: LabelFilter) -> list[float]:
+        labels.observe(torch.tensor([5.0 + rank]), torch.tensor([4 + rank]))
+        labels.end_epoch(1)
+        return labels.mean.tolist()
+
+    with ThreadPoolExecutor(2) as pool:
+        whole = list(pool.map(train, range(2)))
+        resumed = [LabelFilter(6, configure("--noise-rate", 0.5), world=labels.world) for labels, _ in whole]
+        for labels in resumed:
+            labels.load_state_dict(whole[0][1])  # a checkpoint is the main process's
+        for filters in ([labels for labels, _ in whole], resumed):
+            assert list(pool.map(go_on, range(2), filters)) == [[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]] * 2
