@@ -4,6 +4,7 @@ What is drawn is a function of seed and position (imgcls.training.randomness), s
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from PIL import Image
@@ -83,15 +84,7 @@ def make_crop(config: TrainConfig) -> Crop | None:
     """
     if config.crop_scale is None:
         return None
-    scale, ratio = [config.crop_scale, 1.0], [3 / 4, 4 / 3]
-
-    def crop(image: Image.Image | Bands) -> tuple[float, float, float, float]:
-        width, height = image.size
-        shape = torch.empty(1, height, width, device="meta")
-        top, left, height, width = RandomResizedCrop.get_params(shape, scale, ratio)
-        return left, top, left + width, top + height
-
-    return crop
+    return partial(_draw_crop, least=config.crop_scale)
 
 
 def make_mix(config: TrainConfig, *, classes: int) -> Mix | None:
@@ -105,6 +98,14 @@ def make_mix(config: TrainConfig, *, classes: int) -> Mix | None:
     if config.cutmix:
         kinds.append(v2.CutMix(alpha=config.cutmix, num_classes=classes))
     return v2.RandomChoice(kinds) if len(kinds) > 1 else kinds[0] if kinds else None
+
+
+def _draw_crop(image: Image.Image | Bands, *, least: float) -> tuple[float, float, float, float]:
+    """Can be pickled, as on macOS the processes that decode do not inherit it."""
+    width, height = image.size
+    shape = torch.empty(1, height, width, device="meta")
+    top, left, height, width = RandomResizedCrop.get_params(shape, [least, 1.0], [3 / 4, 4 / 3])
+    return left, top, left + width, top + height
 
 
 def _shift(pixels: Tensor, offsets: Tensor, *, shift: int) -> Tensor:

@@ -89,7 +89,7 @@ class LabelFilter:
         return [Change(index, bool(self.is_dropped[index]), float(mean[index]), limit) for index in changed]
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that is known of the images; all processes must call it, as each has seen its own of the epoch."""
+        """Returns all that is known of the images; all must call it, as each process has seen its own."""
         if self.rate is None:
             return {}
         known = {name: getattr(self, name).cpu() for name in ("mean", "epochs", "is_dropped")}

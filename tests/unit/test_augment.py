@@ -1,4 +1,5 @@
 import io
+import pickle
 
 import numpy as np
 import pytest
@@ -73,6 +74,18 @@ def test_a_crop_lies_in_the_image_and_has_its_part_of_the_area_and_its_shape():
         assert 0.18 < min(parts) < 0.25
         assert 0.85 * most < max(parts) < 1.03 * most
     assert make_crop(configure()) is None
+
+
+def test_what_is_drawn_for_single_images_reaches_a_process_that_inherits_nothing():
+    config = configure("--crop-scale", 0.5, "--color-jitter", 0.5, "--auto-augment", "randaugment", "--erase", 0.5)
+    image = torch.arange(768).remainder(251).to(torch.uint8).view(3, 16, 16)
+    for drawn, given in ((make_crop(config), Image.new("RGB", (9, 9))), (make_transform(config, SPEC), image)):
+        there = pickle.loads(pickle.dumps(drawn))  # as macOS starts processes
+        found = []
+        for function in (drawn, there):
+            torch.manual_seed(1)
+            found.append(torch.as_tensor(function(given)))
+        assert torch.equal(*found)
 
 
 def test_a_crop_is_stretched_to_the_input():
