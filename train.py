@@ -33,6 +33,7 @@ try:
     from imgcls.training.config import TrainConfig, read_config
     from imgcls.training.distillation import open_teacher
     from imgcls.training.distributed import World, delay_averaging, join_world
+    from imgcls.training.exhaustion import name_what_ran_out
     from imgcls.training.gradient_filter import GradientFilter
     from imgcls.training.head import set_training
     from imgcls.training.lr_finder import find_lr
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     config = with_precision(set_threads(read_config(arguments, description=str(__doc__))))
     if config.deterministic:
         be_deterministic()
-    with join_world(choose_device(config.device)) as world:
+    with name_what_ran_out(config.out), join_world(choose_device(config.device)) as world:
         return train_classifier(with_restart(config), world)
 
 
@@ -287,12 +288,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, interrupt)
     try:
         sys.exit(main(sys.argv[1:]))
-    except (ImgclsError, ModelError, OSError) as err:  # OSError: a disk that is full or may not be written
+    except (ImgclsError, ModelError, OSError) as err:  # OSError: what cannot be read, or may not be written
         print(f"error: {err}", file=sys.stderr)
         sys.exit(getattr(err, "exit_code", 1))
-    except torch.OutOfMemoryError as err:
-        print(f"error: {str(err).splitlines()[0]}; lower --batch-size or --size", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted outside a step; what the last checkpoint holds is kept", file=sys.stderr)
         sys.exit(130)

@@ -147,7 +147,9 @@ class PixelDataset(Dataset[tuple[Tensor, int]]):
         sample = self.images.samples[index]
         decoded = _decode(sample, self.spec, perturb=self.perturb, crop=crop)
         if isinstance(decoded, Problem):
-            raise DataError(f"{decoded.name}: {decoded.reason}; remove it or run drop_unreadable first")
+            raise DataError(
+                f"{decoded.name}: {decoded.reason}; it could be read before: put it back, then go on with --resume"
+            )
         return torch.from_numpy(decoded), sample.label
 
 

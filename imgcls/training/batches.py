@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from imgcls.data.images import ImageSet, Problem
 from imgcls.data.pixels import Crop, PixelDataset, PixelSet, drop_unreadable, estimate_bytes, load_pixels
-from imgcls.errors import UsageError
+from imgcls.errors import DataError, UsageError
 from imgcls.memory import measure_free_bytes
 from imgcls.training.augment import Transform, make_crop, make_transform
 from imgcls.training.balance import draw_balanced
@@ -120,13 +120,16 @@ class Batches:
         items = _Items(self, epoch)
         loader = DataLoader(
             items,
-            batch_sampler=[part[self.rank :: self.processes].tolist() for part in parts],
+            batch_sampler=[self._locate(part, step) for step, part in enumerate(parts, start=first)],
             num_workers=self.workers,
             generator=torch.Generator(),  # else it draws the workers' seed from torch's global state
             pin_memory=torch.cuda.is_available(),
             collate_fn=items.collate,
         )
-        for (pixels, labels, indices), among in zip(loader, parts, strict=True):
+        for drawn, among in zip(loader, parts, strict=True):
+            if isinstance(drawn, DataError):
+                raise drawn
+            pixels, labels, indices = drawn
             yield Batch(pixels, labels, indices, torch.arange(self.rank, len(among), self.processes), among)
 
     def _draw_parts(self, epoch: int, *, first: int) -> Sequence[Tensor]:
@@ -134,6 +137,16 @@ class Batches:
         if self.sampling:
             return [self.sampling.draw(epoch, step) for step in range(first, len(self))]
         return torch.split(self._draw_order(epoch), self.batch_size)[first : len(self)]
+
+    def _locate(self, part: Tensor, step: int) -> list[tuple[int, ...]]:
+        """Returns what decides each transform of this process's images of a step.
+
+        It is the image's index, and, where an image may come again within the epoch, its place there.
+        """
+        indices = part[self.rank :: self.processes].tolist()
+        if not self.is_balanced and not self.sampling:
+            return [(index,) for index in indices]
+        return [(index, step, self.rank + number * self.processes) for number, index in enumerate(indices)]
 
     def _draw_order(self, epoch: int) -> Tensor:
         if not self.shuffle:
@@ -216,8 +229,11 @@ def choose_least_part(network: nn.Module, config: TrainConfig, world: World) -> 
     return 2
 
 
-class _Items(Dataset[tuple[Tensor, int, int]]):
-    """The images of an epoch, transformed, with label and index."""
+class _Items(Dataset[tuple[Tensor, int, int] | DataError]):
+    """The images of an epoch by what `Batches._locate` says, transformed, with label and index.
+
+    An error is handed on as an item, as one that a worker raises is printed with the worker's traceback.
+    """
 
     def __init__(self, batches: Batches, epoch: int) -> None:
         self.batches = batches
@@ -226,19 +242,23 @@ class _Items(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.batches.data)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, place: tuple[int, ...]) -> tuple[Tensor, int, int] | DataError:
         data, crop, transform = self.batches.data, self.batches.crop, self.batches.transform
-        with drawing_at(Draw.TRANSFORM, self.batches.seed, self.epoch, index):
+        index = place[0]
+        with drawing_at(Draw.TRANSFORM, self.batches.seed, self.epoch, *place):
             if isinstance(data, PixelSet):
                 pixels, label = data.pixels[index], int(data.labels[index])
             else:
-                pixels, label = data.read(index, crop=crop)
+                try:
+                    pixels, label = data.read(index, crop=crop)
+                except DataError as err:
+                    return err
             return transform(pixels) if transform else pixels, label, index
 
-    def collate(self, items: list[tuple[Tensor, int, int]]) -> list[Tensor]:
+    def collate(self, items: list[tuple[Tensor, int, int] | DataError]) -> list[Tensor] | DataError:
         """Stacks the images of a step; a private one may have none."""
-        if items:
-            stacked: list[Tensor] = default_collate(items)
-            return stacked
-        none = torch.zeros(0, dtype=torch.int64)
-        return [self[0][0].new_zeros((0, *self[0][0].shape)), none, none]
+        some = items or [self[(0,)]]
+        if unread := next((item for item in some if isinstance(item, DataError)), None):
+            return unread
+        stacked: list[Tensor] = default_collate(some)
+        return stacked if items else [each[:0] for each in stacked]
