@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     if config.deterministic:
         be_deterministic()
     with name_what_ran_out(config.out), join_world(choose_device(config.device)) as world:
-        return train_classifier(with_restart(config), world)
+        return train_classifier(with_restart(config, world), world)
 
 
 def train_classifier(config: TrainConfig, world: World) -> int:

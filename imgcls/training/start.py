@@ -19,7 +19,7 @@ from imgcls.errors import RunError, UsageError
 from imgcls.training.bands import check_depth, decide_ranges, measure_bands
 from imgcls.training.checkpoint import list_checkpoints
 from imgcls.training.config import TrainConfig
-from imgcls.training.distributed import count_restarts
+from imgcls.training.distributed import World, count_restarts
 from imgcls.training.progress import log
 from imgcls.training.weights import load_fitting
 from model.errors import ImageError, describe_validation_error
@@ -85,9 +85,12 @@ def has_bf16(device: torch.device) -> bool:
     return any(torch.cpu.get_capabilities().get(name) for name in BF16_INSTRUCTIONS)
 
 
-def with_restart(config: TrainConfig) -> TrainConfig:
-    """Lets a run whose processes torchrun had to start anew go on from its last checkpoint, where it wrote one."""
-    if count_restarts() and list_checkpoints(config.out):
+def with_restart(config: TrainConfig, world: World) -> TrainConfig:
+    """Lets a run whose processes torchrun had to start anew go on from its last checkpoint, where it wrote one.
+
+    The main process looks, as the run directory may be on its node only.
+    """
+    if count_restarts() and world.ask_main(lambda: bool(list_checkpoints(config.out))):
         return config.model_copy(update={"resume": True})
     return config
 

@@ -17,7 +17,7 @@ from imgcls.training import lr_finder
 from imgcls.training.batches import measure_own_bytes, open_batches
 from imgcls.training.config import read_config
 from imgcls.training.distributed import World
-from imgcls.training.start import start_network, with_statistics
+from imgcls.training.start import start_network, with_restart, with_statistics
 from model.network import build_network
 from model.spec import ModelSpec
 
@@ -149,3 +149,23 @@ def test_several_processes_seek_no_learning_rate(photos):
     images = open_source(str(photos)).splits["train"]
     with pytest.raises(UsageError, match=r"^--find-lr is for one process, not 2; run python train\.py$"):
         open_batches(images, SPEC, configure("--find-lr"), shuffle=True, world=World(1, 2))
+
+
+def test_all_processes_that_are_started_anew_go_on_where_the_main_one_has_a_checkpoint(tmp_path, monkeypatch):
+    class Node(World):
+        """A process on a node that does not have the run directory, told what the main one says."""
+
+        def ask_main(self, function):
+            assert not function()
+            return True
+
+    run = tmp_path / "run"
+    config = configure("--out", run)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert not with_restart(config, World()).resume
+    assert with_restart(config, Node(1, 2)).resume
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "00000000.pt").touch()
+    assert with_restart(config, World()).resume
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert not with_restart(config, World()).resume
