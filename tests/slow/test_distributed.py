@@ -37,7 +37,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(images: Path, run: Path, *options: str, processes: int, restarts: int = 0) -> subprocess.Popen:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, f"--max-restarts={restarts}", PROJECT / "train.py", "--data", images, "--out", run]
+    launcher += [f"--max-restarts={restarts}", f"--log-dir={run.parent / 'torchrun'}"]  # else a folder in /tmp stays
+    command = [*launcher, PROJECT / "train.py", "--data", images, "--out", run]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, *OPTIONS, *options], cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True

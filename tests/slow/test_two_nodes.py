@@ -60,6 +60,7 @@ def test_two_nodes_train_what_one_process_trains(tmp_path, nodes):
     subprocess.run([sys.executable, *train, tmp_path / "one"], check=True, capture_output=True, env=environment)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     launch += [f"--master-addr={ADDRESSES[0]}", "--master-port=29400"]
+    launch += [f"--log-dir={tmp_path / 'torchrun'}"]  # else a folder in /tmp stays
     processes = [
         subprocess.Popen(
             ["ip", "netns", "exec", name, *launch, f"--node-rank={rank}", *train, tmp_path / "two"],
