@@ -239,6 +239,10 @@ class TrainConfig(Written, BaseSettings):
             "noise_rate, or leave noise_warmup off": (
                 self.noise_warmup != default["noise_warmup"] and self.noise_rate is None
             ),
+            f"noise_warmup is {self.noise_warmup} and epochs is {self.epochs}, so noise_rate judges no label; expected "
+            "at most as much noise_warmup as epochs": (self.noise_rate is not None and self.noise_warmup > self.epochs),
+            f"dp_clip is {self.dp_clip:g} without dp_noise or dp_epsilon, so training is not private; give one, "
+            "or leave dp_clip off": self.dp_clip != default["dp_clip"] and not self.is_private,
             "teacher_weight or teacher_temperature is given without a teacher; give teacher, or leave them off": (
                 self.teacher is None and any(getattr(self, each) != default[each] for each in _OF_TEACHER)
             ),

@@ -82,6 +82,8 @@ IDLE = {
     "warmup_epochs is 3 and epochs is 3, so": ("--warmup-epochs", "3", "--epochs", "3"),
     "pretrained is on and network is simple_cnn": ("--weights", "a.safetensors", "--pretrained"),
     "noise_warmup is 2 and noise_rate is not given": ("--noise-warmup", "2"),
+    "noise_warmup is 5 and epochs is 4, so": ("--noise-rate", "auto", "--epochs", "4"),
+    "dp_clip is 0.5 without dp_noise or dp_epsilon, so training is not private": ("--dp-clip", "0.5"),
 }
 
 
