@@ -87,6 +87,7 @@ def train_classifier(config: TrainConfig, world: World) -> int:
     source.require("train", "val")
     report(source.problems, where="listing", strict=config.strict)
     digests = hash_source(source)  # for the warnings, and for the run's record
+    world.require_same((source.classes, digests), what=f"the images of {config.data}")
     for warning in check_source(source, digests):
         log(f"warning: {warning}")
     config = with_pretraining(config)

@@ -4,6 +4,7 @@ torchrun starts the processes and sets RANK, WORLD_SIZE and LOCAL_RANK; without 
 here communicates. Only the main process writes files and prints. What decides how a run goes on is the same in all.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
+
+from imgcls.errors import DataError
 
 T = TypeVar("T")
 
@@ -78,6 +81,21 @@ class World:
         dist.broadcast_object_list(answer, device=self.device)
         value: T = answer[0]
         return value
+
+    def require_same(self, value: object, *, what: str) -> None:
+        """Compares what each process has read of its own node's disk.
+
+        Raises:
+            DataError: it is not the same in all. They would wait for each other for ever, or learn from other images.
+        """
+        if self.size == 1:
+            return
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, hashlib.sha256(repr(value).encode()).hexdigest())
+        if others := [rank for rank, digest in enumerate(found) if digest != found[0]]:
+            raise DataError(
+                f"{what}: process {others[0]} of {self.size} has others than the main one; bring the same to each node"
+            )
 
     def wrap(self, network: nn.Module) -> nn.Module:
         """Returns what to call instead of the network, so that gradients are averaged over all processes."""

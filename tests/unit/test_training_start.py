@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import adapt_input_conv
 
 from imgcls.data.sources import open_source
-from imgcls.errors import RunError, UsageError
+from imgcls.errors import DataError, RunError, UsageError
 from imgcls.training import lr_finder
 from imgcls.training.batches import measure_own_bytes, open_batches
 from imgcls.training.config import read_config
@@ -169,3 +169,21 @@ def test_all_processes_that_are_started_anew_go_on_where_the_main_one_has_a_chec
     assert with_restart(config, World()).resume
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     assert not with_restart(config, World()).resume
+
+
+def test_processes_that_have_other_images_than_the_main_one_are_refused(monkeypatch):
+    theirs = []
+
+    def gather(found: list, own: str) -> None:
+        found[:] = [theirs[0], own] if theirs else [own, own]
+        theirs.append(own)
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    one, other = {"train": (b"1", b"2")}, {"train": (b"1", b"3")}
+    World(0, 2).require_same(one, what="the images of photos")
+    World(1, 2).require_same(one, what="the images of photos")
+    with pytest.raises(
+        DataError, match=r"^the images of photos: process 1 of 2 has others than the main one; bring the"
+    ):
+        World(1, 2).require_same(other, what="the images of photos")
+    World().require_same(other, what="the images of photos")
