@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +96,8 @@ def build_archive(
         with (
             place as temporary,
             nullcontext(process) if process else TorchProcess(list_imports(run)) as jobs,
-            ModelauditProcess() as modelaudit,
             ThreadPoolExecutor(1) as pool,
+            ExitStack() as later,
         ):
             tree, archive = Path(temporary) / "tree", Path(temporary) / f"{name}.mar"
             tree.mkdir()
@@ -118,6 +118,8 @@ def build_archive(
             weights = pool.submit(hash_file, tree / WEIGHTS_FILE)
             imports = read_ahead(tree)
             read_facts(tree, weights_sha256=weights.result())  # so that what is wrong with them is said at once
+            # Its imports take seconds; before, torch's and the hashing had the cores.
+            modelaudit = later.enter_context(ModelauditProcess())
             _wait(answered)
             on_engines(list(read_records(tree)))
             describe_archive(
