@@ -32,7 +32,8 @@ def shown(gateway: Gateway) -> Iterator[OnChange]:
     watcher = Watcher(gateway)
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(watcher)
+        with watcher.looking():
+            yield _Lines(watcher)
         return
 
     def draw() -> RenderableType:
@@ -41,7 +42,8 @@ def shown(gateway: Gateway) -> Iterator[OnChange]:
         snapshot = watcher.now()
         return render(snapshot) if snapshot else "starting"
 
-    with Live(get_renderable=draw, console=console, refresh_per_second=REFRESHES_PER_S, transient=False):
+    live = Live(get_renderable=draw, console=console, refresh_per_second=REFRESHES_PER_S, transient=False)
+    with watcher.looking(), live:
         yield watcher
 
 

@@ -20,22 +20,34 @@ class Observer:
         paths: of the gateway's Envoy.
         model: its name.
         versions: that are of interest.
+        keep_s: how long a sample is kept; None: as long as this.
     """
 
-    def __init__(self, paths: EnvoyPaths, *, model: str, versions: Iterable[str]) -> None:
+    def __init__(self, paths: EnvoyPaths, *, model: str, versions: Iterable[str], keep_s: float | None = None) -> None:
         self._tails = ((LogTail(paths.access_log), False), (LogTail(paths.shadow_log), True))
         self._model = model
         self._versions = frozenset(versions)
+        self._keep_s = keep_s
         self._began_s = time.monotonic()
         self._samples: deque[Sample] = deque(maxlen=MOST_SAMPLES)
 
+    @property
+    def span_s(self) -> float:
+        """How many seconds the samples are of."""
+        age_s = time.monotonic() - self._began_s
+        return age_s if self._keep_s is None else min(age_s, self._keep_s)
+
     def read(self) -> list[Sample]:
-        """Reads what has come, and returns all samples of requests since the beginning."""
-        since_s = time.time() - (time.monotonic() - self._began_s)  # by the clock as it is now: it may have been set
+        """Reads what has come, and returns the samples of requests since the beginning, as far as they are kept."""
+        now_s = time.time()
+        since_s = now_s - (time.monotonic() - self._began_s)  # by the clock as it is now: it may have been set
         for tail, is_shadow in self._tails:
             for record in tail.read():
                 if self._is_of_interest(record, since_s=since_s):
                     self._samples.append(sample_of(record, is_shadow=is_shadow))
+        if self._keep_s is not None:
+            kept = [sample for sample in self._samples if sample.time_s > now_s - self._keep_s]
+            self._samples = deque(kept, maxlen=MOST_SAMPLES)
         return list(self._samples)
 
     def _is_of_interest(self, record: Record, *, since_s: float) -> bool:

@@ -162,7 +162,7 @@ def _versions(snapshot: Snapshot) -> Table:
 
 
 def _limits(snapshot: Snapshot, signs: dict[str, str], *, is_wide: bool) -> Table:
-    headers = ("limit", "set to", "stable", "new", *(("surely within",) if is_wide else ()), "samples", "verdict")
+    headers = ("limit", "set to", "stable", "measured", *(("surely within",) if is_wide else ()), "samples", "verdict")
     table = _table(*headers)
     for metric in snapshot.metrics:
         between = " to ".join(_value(metric, each) or "any" for each in metric.interval)
