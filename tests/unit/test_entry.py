@@ -16,7 +16,7 @@ from pathlib import Path
 from handler.trust import DEFAULT_TRUST, check_trust
 for _ in range(3):
     check_trust(Path(sys.argv[1]), DEFAULT_TRUST)
-import model.network, model.labels, model.preprocess, handler.request
+import model.classifier, model.labels, model.selfcheck, handler.request
 check_trust(Path(sys.argv[1]), DEFAULT_TRUST)
 """
 
