@@ -1,11 +1,12 @@
 """The study: its trials on the disk, what Optuna proposes next, and what is kept of each run."""
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,19 +20,26 @@ from optuna.trial import FrozenTrial, TrialState
 from imgcls.checkout import HOME
 from imgcls.errors import RunError
 from imgcls.files import write_atomic
-from imgcls.search.space import Space, to_flags
+from imgcls.search.space import Space, Value, to_flags
 from imgcls.search.trial import HISTORY_FILE, run_trial
+from imgcls.training.record import RECORD_FILE, read_record
 
 STUDY = "training"
 JOURNAL_FILE = "study.journal"
 TRIALS_FOLDER = "trials"
 _LOCK_SUFFIX = ".lock"  # Optuna's, of the journal
 _APPEND_S = 1.0  # the longest that a record takes to the disk
+SEED = "seed"
 _SPACE = "space_sha256"
 _METRIC = "metric"
-SEED = "seed"
+_IMAGES = "images_sha256"
+_CHOOSING = ("data", "val_fraction", "test_fraction", SEED)  # the flags that say which images are trained on
 _REASON = "reason"
 _WARM_UP_TRIALS = 4  # before any is pruned
+
+
+class _OtherImagesError(RunError):
+    """Trials of this study learnt from other images."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def search(
     """Runs trials, or goes on with those of an earlier call; what was running when that was killed is run again.
 
     Raises:
-        RunError: the folder is in use, or holds a study that is damaged, or of another space or metric.
+        RunError: the folder is in use, or holds a study that is damaged, or of another space, metric or images.
         OSError: the folder cannot be written; what was done stays.
     """
     if not options.train.is_file():
@@ -209,7 +217,8 @@ def _requeue(study: optuna.Study) -> None:
 
 def _run_one(study: optuna.Study, space: Space, folder: Path, *, options: SearchOptions) -> FrozenTrial:
     trial, settings = space.ask(study)
-    flags = to_flags({**settings, SEED: options.seed})
+    settings = {**settings, SEED: options.seed}
+    flags = to_flags(settings)
     trial.set_user_attr(SEED, options.seed)
     run = folder / TRIALS_FOLDER / f"{trial.number:04}"
 
@@ -226,9 +235,12 @@ def _run_one(study: optuna.Study, space: Space, folder: Path, *, options: Search
             on_epoch=tell_epoch,
             train=options.train,
         )
+        _refuse_other_images(study, run, settings)
     except RunError as err:
         trial.set_user_attr(_REASON, str(err))
         study.tell(trial, state=TrialState.FAIL)
+        if isinstance(err, _OtherImagesError):
+            raise
     else:
         trial.set_user_attr("epochs", outcome.epochs)
         if outcome.is_pruned:
@@ -238,6 +250,22 @@ def _run_one(study: optuna.Study, space: Space, folder: Path, *, options: Search
     if not options.keep_all:
         _drop_runs(study, folder)
     return study.trials[trial.number]
+
+
+def _refuse_other_images(study: optuna.Study, run: Path, settings: Mapping[str, Value]) -> None:
+    """Raises _OtherImagesError where a trial has seen other images than earlier ones by the same flags."""
+    if not (run / RECORD_FILE).is_file():
+        return
+    splits = read_record(run / RECORD_FILE).data.splits
+    digest = hashlib.sha256(repr(sorted(splits.items())).encode()).hexdigest()
+    known = study.user_attrs.get(_IMAGES, {})
+    flags = json.dumps({name: settings.get(name) for name in _CHOOSING})
+    if known.get(flags, digest) != digest:
+        raise _OtherImagesError(
+            f"{run.parent.parent}: its study began with other images, whose trials say nothing about these; give "
+            "another --out"
+        )
+    study.set_user_attr(_IMAGES, known | {flags: digest})
 
 
 def _drop_runs(study: optuna.Study, folder: Path) -> None:

@@ -22,6 +22,7 @@ from imgcls.search.space import read_space, to_flags
 from imgcls.search.study import SearchOptions, load_study, search
 from imgcls.search.trial import run_trial
 from imgcls.search.write import write_results
+from imgcls.training.record import CodeRecord, DataRecord, SplitRecord, TrainRecord
 from tests.support.processes import wait_for_end
 
 Command = Callable[..., tuple[int, str, str]]
@@ -60,6 +61,9 @@ for epoch in range(1, int(args.epochs) + 1):
     rows.append(f"{epoch},{1 - value},{value}")
     (out / "history.csv").write_text("\\n".join(rows) + "\\n")
     time.sleep(args.slow)
+record = pathlib.Path(__file__).with_name("record.json")
+if record.exists():
+    (out / "train_record.json").write_bytes(record.read_bytes())
 """
 
 
@@ -231,6 +235,25 @@ def test_another_space_or_metric_needs_another_folder(tmp_path: Path, train: Pat
         run(tmp_path, train, trials=1, text=SPACE.replace("16", "24"))
     with pytest.raises(RunError, match="a study of another metric"):
         run(tmp_path, train, trials=1, metric="train_accuracy")
+
+
+def test_study_whose_images_have_changed_ends_before_it_mixes_trials(tmp_path: Path, train: Path):
+    def write_images(sha256: str) -> None:
+        split = SplitRecord(files=9, unreadable=0, classes={"cat": 5, "dog": 4}, sha256=sha256)
+        code = CodeRecord(git_commit=None, git_dirty=None, sha256="0", locks={})
+        data = DataRecord(source="photos", splits={"train": split})
+        record = TrainRecord(code=code, data=data, seed=0, device="cpu", parent=None, versions={})
+        (tmp_path / "record.json").write_text(record.model_dump_json())
+
+    write_images("a")
+    run(tmp_path, train, trials=2)
+    run(tmp_path, train, trials=1, seed=1)
+    write_images("b")
+    with pytest.raises(RunError, match=r"study: its study began with other images.*give another --out$"):
+        run(tmp_path, train, trials=3)
+    trials = load_study(tmp_path / "study").trials
+    assert [trial.state for trial in trials] == [*[TrialState.COMPLETE] * 3, TrialState.FAIL]
+    run(tmp_path, train, trials=1, seed=2)  # which draws other splits
 
 
 def test_study_that_an_earlier_version_drew_otherwise_is_refused_before_a_trial(tmp_path: Path, train: Path):
