@@ -2,13 +2,20 @@
 
 import errno
 import fcntl
+import logging
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imgcls.errors import RunError
+
+LOCK_WAIT_S = 600  # a login at Sigstore takes a person minutes
+LOCK_POLL_S = 0.1
+
+logger = logging.getLogger(__name__)
 
 
 def write_atomic(path: Path, data: bytes | str, *, mode: int = 0o666) -> None:
@@ -52,19 +59,24 @@ def append_text(path: Path, lines: str) -> None:
 
 
 @contextmanager
-def wait_for_folder(path: Path) -> Iterator[None]:
-    """Within it, no other process is within it for the same folder, so that what was read there may be written anew.
+def lock_folder(path: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
+    """Keeps other processes that lock the folder too out of it, and waits for one that has it.
 
-    The lock is on the folder itself: it leaves no file, and the kernel lets go when the process ends, however it does.
+    The lock is on the folder itself, so it leaves no file that a listing would meet, and the kernel lets go of it when
+    the process ends, however it does. A file system that has no such locks is only warned of.
 
     Raises:
+        TimeoutError: another process held it all the time.
         OSError: the folder cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with suppress(OSError):  # NFS has no locks for folders; there it is as if each were alone
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        _wait_for_lock(descriptor, path, wait_s=wait_s)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a fork has inherited it
     finally:
         os.close(descriptor)
 
@@ -91,3 +103,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int, path: Path, *, wait_s: float) -> None:
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            if time.monotonic() > end:
+                raise TimeoutError(f"another imgcls command is at work there, for {wait_s:g} s already") from err
+        except OSError as err:  # NFS has none for folders
+            reason = f"its file system has no such locks ({err.strerror})"
+            return logger.warning("%s: is not locked, as %s; let no other command write there now", path, reason)
+        time.sleep(LOCK_POLL_S)

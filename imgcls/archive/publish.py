@@ -5,16 +5,13 @@
 One command at a time changes a store: a signature that was begun before a build must not end on top of it.
 """
 
-import fcntl
 import glob
 import io
-import logging
-import os
 import shutil
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,14 +19,10 @@ from handler.integrity import SIGNATURE_FILE
 from handler.layout import OnBytes, open_layout
 from imgcls.archive.trust import detached_signature
 from imgcls.errors import ArchiveError
-from imgcls.files import sync
+from imgcls.files import LOCK_WAIT_S, lock_folder, sync
 
 BUILDING, SIGNING = ".building", ".signing"  # of temporary folders, which are `.NAME-…` in the store
 STALE_S = 3600
-LOCK_WAIT_S = 600  # a login at Sigstore takes a person minutes
-LOCK_POLL_S = 0.1
-
-logger = logging.getLogger(__name__)
 
 
 def add_signature(mar: Path, signature: bytes, target: Path, *, on_bytes: OnBytes = lambda count: None) -> None:
@@ -75,42 +68,19 @@ def replace_archive(archive: Path, target: Path) -> None:
 def lock_store(store: Path, *, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
     """Keeps other commands from changing the archives of a folder, and waits for one that does.
 
-    The lock is on the folder itself, so it leaves no file that TorchServe or a listing would meet, and the kernel lets
-    go of it when the process ends, however it does.
-
-    A file system that has no such locks is only warned of.
-
     Raises:
         ArchiveError: another command held it all the time.
         OSError: the folder cannot be opened.
     """
-    descriptor = os.open(store, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _wait_for_lock(descriptor, store, wait_s=wait_s)
+    with ExitStack() as stack:
         try:
-            yield
-        finally:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a fork has inherited it
-    finally:
-        os.close(descriptor)
-
-
-def _wait_for_lock(descriptor: int, store: Path, *, wait_s: float) -> None:
-    end = time.monotonic() + wait_s
-    while True:
-        try:
-            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as err:
-            if time.monotonic() > end:
-                raise ArchiveError(
-                    f"{store}: another imgcls archive sign or build is at work there, for {wait_s:g} s already; "
-                    "wait for it, or end it"
-                ) from err
-        except OSError as err:  # NFS has none for folders
-            reason = f"its file system has no such locks ({err.strerror})"
-            return logger.warning("%s: is not locked, as %s; let no other sign or build work there now", store, reason)
-        time.sleep(LOCK_POLL_S)
+            stack.enter_context(lock_folder(store, wait_s=wait_s))
+        except TimeoutError as err:
+            raise ArchiveError(
+                f"{store}: another imgcls archive sign or build is at work there, for {wait_s:g} s already; "
+                "wait for it, or end it"
+            ) from err
+        yield
 
 
 def sweep_store(store: Path, *, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ def shown(gateway: Gateway) -> Iterator[OnChange]:
 
     watcher = Watcher(gateway)
     console = Console(stderr=True)
-    if not console.is_terminal:
-        with watcher.looking():
-            yield _Lines(watcher)
-        return
 
     def draw() -> RenderableType:
         from imgcls.rollout.view import render
@@ -43,8 +39,8 @@ def shown(gateway: Gateway) -> Iterator[OnChange]:
         return render(snapshot) if snapshot else "starting"
 
     live = Live(get_renderable=draw, console=console, refresh_per_second=REFRESHES_PER_S, transient=False)
-    with watcher.looking(), live:
-        yield watcher
+    with watcher.looking(), live if console.is_terminal else nullcontext():
+        yield watcher if console.is_terminal else _Lines(watcher)
 
 
 class _Lines:

@@ -32,7 +32,7 @@ from imgcls.evaluation.predict import Predictions, predict_images, rename_classe
 from imgcls.evaluation.reports import TestReport, drop_report, hash_weights, save_reports
 from imgcls.evaluation.slices import measure_slices, read_columns
 from imgcls.evaluation.stored import EVALUATION_FOLDER, Stored, write_stored
-from imgcls.files import refuse_unwritable, wait_for_folder, write_atomic
+from imgcls.files import lock_folder, refuse_unwritable, write_atomic
 from imgcls.yaml_once import load_yaml
 from model.classifier import SPEC_FILE, Classifier
 from model.spec import read_spec
@@ -275,7 +275,7 @@ def _write_files(folder: Path, name: str, evaluation: Evaluation, predictions: P
     confusion = plot_confusion(report.confusion, classes=classes, title=title)
     with refuse_unwritable(folder, advice="choose another folder with --out"):
         folder.mkdir(parents=True, exist_ok=True)
-        with wait_for_folder(folder):
+        with lock_folder(folder):
             drop_report(folder, name)
             write_atomic(folder / f"confusion_{name}.png", confusion)
             write_atomic(folder / f"predictions_{name}.csv", _format_predictions(predictions, classes=classes))

@@ -22,7 +22,7 @@ from model.spec import SPEC_FILE, read_spec
 
 EVALUATION_FOLDER = "evaluation"
 _COLUMN = "column:"
-# What numpy, zipfile and zlib raise for one damaged byte, by where it lies; NotImplementedError is a RuntimeError.
+# What numpy, zipfile and zlib raise for one damaged byte, by where it lies; an unknown packing is a RuntimeError.
 _BROKEN = (OSError, ValueError, KeyError, EOFError, RuntimeError, TokenError, zipfile.BadZipFile, zlib.error)
 
 

@@ -26,7 +26,7 @@ class Watcher:
     """Keeps the last snapshot of a rollout; give it to the engine as `on_change`.
 
     The engine tells of verdicts and steps. Workers and requests change without it, while a step waits for minutes:
-    within `looking` they are looked at each second, beside the engine, which a server that hangs does not keep waiting.
+    within `looking` they are looked at each second, beside the engine.
     """
 
     def __init__(self, gateway: Gateway) -> None:
@@ -39,22 +39,21 @@ class Watcher:
         self._state: RolloutState | None = None
         self._observer: Observer | None = None
         self._lock = threading.Lock()
+        self._counting = threading.Lock()
 
     def __call__(self, state: RolloutState, report: Report | None, samples: Sequence[Sample]) -> None:
         """Takes what has changed."""
-        if state.ended_s:  # the last view stays
-            self._looked_s = 0.0
-        self._look(state.model)
+        self._look(state.model, is_last=bool(state.ended_s))
         agreement, drift = _compare(state, samples)
         with self._lock:
             now_s = time.time()
             self._note(state, now_s)
             self._observe(state)
-            recent = self._observer.read() if self._observer else []
+            stable, candidate = self._view_both(state)
             self.snapshot = Snapshot(
                 model=state.model,
-                stable=self._view(state, state.stable, recent, role="stable"),
-                candidate=self._view(state, state.candidate, recent, role="new"),
+                stable=stable,
+                candidate=candidate,
                 now_s=now_s,
                 began_s=state.created_s,
                 steps=tuple(
@@ -93,30 +92,31 @@ class Watcher:
             return
         self._look(self._state.model)
         with self._lock:
-            if (state := self._state) and self.snapshot:
-                recent = self._observer.read() if self._observer else []
-                self.snapshot = replace(
-                    self.snapshot,
-                    stable=self._view(state, state.stable, recent, role="stable"),
-                    candidate=self._view(state, state.candidate, recent, role="new"),
-                )
+            if self.snapshot:
+                stable, candidate = self._view_both(self._state)
+                self.snapshot = replace(self.snapshot, stable=stable, candidate=candidate)
 
     def now(self) -> Snapshot | None:
         """Returns the last snapshot as of now, for a view whose clock goes on."""
         return replace(self.snapshot, now_s=time.time()) if self.snapshot else None
 
-    def _look(self, model: str) -> None:
-        if time.monotonic() - self._looked_s < LOOK_EVERY_S:
+    def _look(self, model: str, *, is_last: bool = False) -> None:
+        """Counts workers, at most once a second, and not while that is being done; the last time in any case."""
+        is_due = is_last or time.monotonic() - self._looked_s >= LOOK_EVERY_S
+        if not is_due or not self._counting.acquire(blocking=is_last):
             return
-        self._looked_s = time.monotonic()
-        ready: dict[str, int] = {}
-        for member in self._gateway.members:
-            try:
-                for version, status in member.versions(model).items():
-                    ready[version] = ready.get(version, 0) + status.ready_workers
-            except ImgclsError:  # it is down, or starting
-                continue
-        self._ready = ready
+        try:
+            self._looked_s = time.monotonic()
+            ready: dict[str, int] = {}
+            for member in self._gateway.members:
+                try:
+                    for version, status in member.versions(model).items():
+                        ready[version] = ready.get(version, 0) + status.ready_workers
+                except ImgclsError:  # it is down, or starting
+                    continue
+            self._ready = ready
+        finally:
+            self._counting.release()
 
     def _observe(self, state: RolloutState) -> None:
         """Follows the requests of both versions, from when both are known."""
@@ -131,6 +131,13 @@ class Watcher:
             if fact not in self._said and not fact.endswith("pending"):
                 self._events.append(Event(now_s, fact))
         self._said = facts
+
+    def _view_both(self, state: RolloutState) -> tuple[VersionView, VersionView]:
+        recent = self._observer.read() if self._observer else []
+        return (
+            self._view(state, state.stable, recent, role="stable"),
+            self._view(state, state.candidate, recent, role="new"),
+        )
 
     def _view(
         self, state: RolloutState, release: Release | None, recent: Sequence[Sample], *, role: str

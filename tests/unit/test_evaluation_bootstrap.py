@@ -58,10 +58,8 @@ def test_auroc_of_one_class_only_is_not_defined(answers):
 
 
 def test_a_resample_of_one_class_alone_has_no_auroc():
-    labels, scores = (
-        np.eye(1, 40, dtype=np.int64)[0],
-        np.linspace(0.9, 0.1, 40, dtype=np.float32),
-    )  # one image against 39
+    labels = np.eye(1, 40, dtype=np.int64)[0]  # one image against 39
+    scores = np.linspace(0.9, 0.1, 40, dtype=np.float32)
     probabilities = np.stack([1 - scores, scores], axis=1)
     perfect, useless = bootstrap_auroc(labels, [probabilities, probabilities[:, ::-1]], seed=1) or []
     assert set(perfect) == {1.0}
